@@ -1,0 +1,30 @@
+//! Decides who is banned, until when, and why.
+//!
+//! Requests become a [`Tally`] ([`tally`]), a tally and what we already know become a [`Judgment`] ([`judge`]). Nothing in
+//! this crate reads a clock, a file or a network: the policy and the minute are arguments, so that live runs, replays,
+//! policy tests and simulations are the same code. The words are those of the glossary in ARCHITECTURE.md.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod client;
+mod crowd;
+mod detect;
+pub mod judge;
+pub mod ledger;
+mod lint;
+pub mod pattern;
+pub mod policy;
+mod rehearse;
+pub mod tally;
+pub mod time;
+
+pub use client::Client;
+pub use crowd::{Crowd, Trait};
+pub use detect::{Finding, Offense, findings};
+pub use judge::{Judgment, Verdict, judge, judge_history};
+pub use ledger::{Action, Ban, Ledger, Offender};
+pub use lint::{Lint, lint};
+pub use policy::{DEFAULT_POLICY, Policy, PolicyError, Rule};
+pub use rehearse::{Rehearsal, rehearse};
+pub use tally::Tally;
+pub use time::{Minute, Span};

@@ -1,0 +1,276 @@
+//! Counts requests: per client, rule and minute.
+//!
+//! A tally says nothing about limits, windows or bans, so it outlives changes of those. Merging is addition, and the order
+//! of requests, objects and merges never shows: that is why per-minute sets are kept as their smallest hashes.
+//! A log object that is delivered twice must be merged once; whoever merges knows the objects' identities.
+
+use std::collections::BTreeMap;
+
+use foldhash::{HashMap, HashMapExt, HashSet};
+use ingest::Request;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::client::Client;
+use crate::crowd::Sample;
+use crate::policy::{Policy, Rule};
+use crate::time::Minute;
+
+/// The most distinct values kept per client, rule and minute, and so the highest limit of a `distinct` rule.
+pub const DISTINCT_MAX: usize = 1_024;
+
+/// What is counted in a cell: two things about every client, then one per rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(u16);
+
+impl Slot {
+    /// Requests that our own rules did not stop.
+    pub const REQUESTS: Slot = Slot(0);
+    /// Those of them that WAF did not allow.
+    pub const REFUSED: Slot = Slot(1);
+    /// Requests that our own rules stopped; they count for nothing else.
+    pub const OURS: Slot = Slot(2);
+
+    /// The hits of the `index`-th rule; a rule that counts everything shares the slot of all requests.
+    pub fn of_rule(index: usize, rule: &Rule) -> Slot {
+        // `RULES_MAX` keeps the sum far below the type's end.
+        if rule.counts_everything() {
+            Slot::REQUESTS
+        } else {
+            Slot(3 + index as u16)
+        }
+    }
+}
+
+/// How many hits a client had in one minute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cell {
+    /// What was counted.
+    pub slot: Slot,
+    /// When.
+    pub minute: Minute,
+    /// How many; saturates.
+    pub hits: u32,
+}
+
+/// The cells of one client, ordered by slot and minute.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cells(Vec<Cell>);
+
+impl Cells {
+    fn add(&mut self, slot: Slot, minute: Minute, hits: u32) {
+        match self
+            .0
+            .binary_search_by_key(&(slot, minute), |cell| (cell.slot, cell.minute))
+        {
+            Ok(at) => self.0[at].hits = self.0[at].hits.saturating_add(hits),
+            Err(at) => self.0.insert(at, Cell { slot, minute, hits }),
+        }
+    }
+
+    fn merge(&mut self, other: &Cells) {
+        for cell in &other.0 {
+            self.add(cell.slot, cell.minute, cell.hits);
+        }
+    }
+
+    /// The cells of `slot` from `from` on and before `to`, by minute.
+    pub fn of(&self, slot: Slot, from: Minute, to: Minute) -> &[Cell] {
+        let start = self.0.partition_point(|cell| (cell.slot, cell.minute) < (slot, from));
+        let len = self.0[start..].partition_point(|cell| (cell.slot, cell.minute) < (slot, to));
+        &self.0[start..start + len]
+    }
+
+    /// The hits of `slot` from `from` on and before `to`.
+    pub fn sum(&self, slot: Slot, from: Minute, to: Minute) -> u64 {
+        self.of(slot, from, to).iter().map(|cell| u64::from(cell.hits)).sum()
+    }
+
+    /// Every cell, ordered by slot and minute.
+    pub fn all(&self) -> &[Cell] {
+        &self.0
+    }
+}
+
+/// What everybody did in one minute.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MinuteTotals {
+    /// Requests that our own rules did not stop.
+    pub requests: u64,
+    /// Those of them that WAF allowed.
+    pub allowed: u64,
+    /// Some of the clients, chosen by their hash, with what their requests looked like.
+    pub(crate) sample: Sample,
+}
+
+/// Hits per client, rule and minute.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Tally {
+    pub(crate) clients: HashMap<Client, Cells>,
+    pub(crate) distinct: HashMap<(Client, Slot, Minute), Vec<u64>>,
+    pub(crate) minutes: BTreeMap<Minute, MinuteTotals>,
+    /// The texts behind the hashes in the samples.
+    pub(crate) texts: HashMap<u64, Box<str>>,
+    /// Requests without a client: the trusted hop of the forwarded header held no address.
+    pub unattributed: u64,
+}
+
+impl Tally {
+    /// Counts one request.
+    pub fn count(&mut self, policy: &Policy, request: &Request<'_>) {
+        let Some(client) = policy.client.client_of(request) else {
+            self.unattributed += 1;
+            return;
+        };
+        let minute = Minute::of_ms(request.timestamp_ms);
+        let cells = self.clients.entry(client).or_default();
+        if policy.ours.stopped(request) {
+            cells.add(Slot::OURS, minute, 1);
+            return;
+        }
+        let allowed = request.allowed();
+        cells.add(Slot::REQUESTS, minute, 1);
+        if !allowed {
+            cells.add(Slot::REFUSED, minute, 1);
+        }
+        for (index, rule) in policy.rules.iter().enumerate() {
+            if rule.counts_everything() || !rule.counts(request) {
+                continue;
+            }
+            let slot = Slot::of_rule(index, rule);
+            cells.add(slot, minute, 1);
+            if let Some(field) = &rule.distinct {
+                let values = self.distinct.entry((client, slot, minute)).or_default();
+                field.any(request, |value| {
+                    keep_smallest(values, xxh3_64(value.as_bytes()));
+                    false
+                });
+            }
+        }
+        let totals = self.minutes.entry(minute).or_default();
+        totals.requests += 1;
+        totals.allowed += u64::from(allowed);
+        totals.sample.count(client, request, &mut self.texts);
+    }
+
+    /// Adds what `other` counted under the same policy.
+    pub fn merge(&mut self, other: Tally) {
+        if self.clients.is_empty() && self.minutes.is_empty() {
+            let unattributed = self.unattributed;
+            *self = other;
+            self.unattributed += unattributed;
+            return;
+        }
+        for (client, cells) in other.clients {
+            match self.clients.entry(client) {
+                std::collections::hash_map::Entry::Vacant(entry) => {
+                    entry.insert(cells);
+                }
+                std::collections::hash_map::Entry::Occupied(mut entry) => entry.get_mut().merge(&cells),
+            }
+        }
+        for (key, hashes) in other.distinct {
+            let values = self.distinct.entry(key).or_default();
+            for hash in hashes {
+                keep_smallest(values, hash);
+            }
+        }
+        for (minute, totals) in other.minutes {
+            let sum = self.minutes.entry(minute).or_default();
+            sum.requests += totals.requests;
+            sum.allowed += totals.allowed;
+            sum.sample.merge(totals.sample);
+        }
+        self.texts.extend(other.texts);
+        self.unattributed += other.unattributed;
+    }
+
+    /// How many clients were counted.
+    pub fn clients(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// The cells of one client.
+    pub fn cells(&self, client: Client) -> Option<&Cells> {
+        self.clients.get(&client)
+    }
+
+    /// The first and the last minute in which anybody's request was counted, ours or not.
+    pub fn period(&self) -> Option<(Minute, Minute)> {
+        let minutes = || {
+            self.clients
+                .values()
+                .flat_map(|cells| cells.all())
+                .map(|cell| cell.minute)
+        };
+        Some((minutes().min()?, minutes().max()?))
+    }
+
+    /// The allowed requests of everybody from `from` on and before `to`.
+    pub fn allowed(&self, from: Minute, to: Minute) -> u64 {
+        self.minutes
+            .range(from..to.max(from))
+            .map(|(_, totals)| totals.allowed)
+            .sum()
+    }
+
+    /// The allowed requests of one client from `from` on and before `to`.
+    pub fn allowed_of(&self, client: Client, from: Minute, to: Minute) -> u64 {
+        self.clients.get(&client).map_or(0, |cells| {
+            cells.sum(Slot::REQUESTS, from, to) - cells.sum(Slot::REFUSED, from, to)
+        })
+    }
+
+    /// All requests of one client from `from` on and before `to`, those that our rules already stopped included.
+    pub fn requests_of(&self, client: Client, from: Minute, to: Minute) -> u64 {
+        self.clients.get(&client).map_or(0, |cells| {
+            cells.sum(Slot::REQUESTS, from, to) + cells.sum(Slot::OURS, from, to)
+        })
+    }
+
+    /// The same tally without the clients that `keep` refuses; what everybody did stays.
+    pub fn with_only(&self, keep: impl Fn(Client, &Cells) -> bool) -> Tally {
+        let clients: HashMap<Client, Cells> = self
+            .clients
+            .iter()
+            .filter(|(client, cells)| keep(**client, cells))
+            .map(|(client, cells)| (*client, cells.clone()))
+            .collect();
+        let kept: HashSet<Client> = clients.keys().copied().collect();
+        Tally {
+            distinct: self
+                .distinct
+                .iter()
+                .filter(|((client, _, _), _)| kept.contains(client))
+                .map(|(key, values)| (*key, values.clone()))
+                .collect(),
+            clients,
+            minutes: self.minutes.clone(),
+            texts: self.texts.clone(),
+            unattributed: self.unattributed,
+        }
+    }
+
+    /// The hashes of the distinct values in one cell, ascending.
+    pub(crate) fn distinct(&self, client: Client, slot: Slot, minute: Minute) -> &[u64] {
+        self.distinct.get(&(client, slot, minute)).map_or(&[], Vec::as_slice)
+    }
+
+    /// An empty tally with room for `clients`.
+    pub fn with_capacity(clients: usize) -> Tally {
+        Tally {
+            clients: HashMap::with_capacity(clients),
+            ..Tally::default()
+        }
+    }
+}
+
+/// Inserts into an ascending set that forgets its largest members, so that what is kept depends on the set alone.
+fn keep_smallest(values: &mut Vec<u64>, hash: u64) {
+    if let Err(at) = values.binary_search(&hash) {
+        if at >= DISTINCT_MAX {
+            return;
+        }
+        values.insert(at, hash);
+        values.truncate(DISTINCT_MAX);
+    }
+}

@@ -1,0 +1,450 @@
+//! `palisade replay`: who would have been banned, when, why, for how long, and what that would have stopped.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::time::Instant;
+
+use analyzer::judge::{Charge, Sentence};
+use analyzer::{Crowd, Policy, Verdict};
+use clap::Args;
+use serde::Serialize;
+
+use super::exit::{Exit, Failure};
+use super::output::{HEADING, Printer, count, several, short, stdout, table, write_table};
+use super::progress::Bar;
+use super::time::{clock, rfc3339, shown};
+use super::{LogArgs, PolicyArgs, ending};
+use crate::replay::{Count, Event, Reading, Replay, read};
+
+#[derive(Args)]
+pub(super) struct ReplayArgs {
+    #[command(flatten)]
+    logs: LogArgs,
+    #[command(flatten)]
+    policy: PolicyArgs,
+    /// One JSON object a line, for programs
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &ReplayArgs, printer: &Printer) -> Result<Exit, Failure> {
+    let began = Instant::now();
+    let policy = args.policy.load()?;
+    let period = args.logs.period()?;
+    let inputs = args.logs.inputs(&period)?;
+    let bar = Bar::start(printer, &inputs);
+    let reading = read(&inputs, period, args.logs.threads(), &bar, || Count::new(&policy));
+    bar.finish();
+    let replay = Replay::of(&policy, &reading.collected.tally);
+
+    let mut out = stdout();
+    if args.json {
+        write_json(&mut out, &reading, &replay, began.elapsed().as_secs_f64())?;
+    } else {
+        write_tables(&mut out, &policy, &reading, &replay)?;
+    }
+    out.flush()?;
+    drop(out);
+    if replay.events.is_empty() && reading.requests > 0 {
+        printer.note("Nobody would have been banned. `palisade top` shows who asked for most, `palisade explain <client>` how near a client came to each limit");
+    }
+    ending(printer, &reading)
+}
+
+/// One line of `--json`.
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub(super) enum Line<'a> {
+    Ban {
+        time: String,
+        client: String,
+        rule: &'a str,
+        hits: u64,
+        limit: u32,
+        window: String,
+        strike: u32,
+        until: String,
+        stopped: u64,
+        action: String,
+        #[serde(skip_serializing_if = "<[String]>::is_empty")]
+        also: &'a [String],
+    },
+    Spared(Unpunished<'a>),
+    Held(Unpunished<'a>),
+    Alert(Alert<'a>),
+    Summary(Summary),
+}
+
+/// An offense and the reason why nobody was banned for it.
+#[derive(Serialize)]
+pub(super) struct Unpunished<'a> {
+    time: String,
+    client: String,
+    rule: &'a str,
+    hits: u64,
+    limit: u32,
+    window: String,
+    because: &'a str,
+}
+
+/// Something to look at: an offense against a rule that only alerts, or a crowd.
+#[derive(Serialize)]
+pub(super) struct Alert<'a> {
+    time: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client: Option<String>,
+    rule: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hits: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clients: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usual: Option<u64>,
+    window: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    separator: Option<Separator<'a>>,
+}
+
+/// What a crowd has in common and ordinary clients have not.
+#[derive(Serialize)]
+pub(super) struct Separator<'a> {
+    field: String,
+    value: &'a str,
+    share: f64,
+    usual: f64,
+}
+
+/// The last line.
+#[derive(Serialize)]
+pub(super) struct Summary {
+    objects: u64,
+    duplicates: u64,
+    pruned: u64,
+    requests: u64,
+    skipped: u64,
+    skipped_by: BTreeMap<&'static str, u64>,
+    unreadable: BTreeMap<String, String>,
+    unattributed: u64,
+    clients: u64,
+    bans: u64,
+    banned_clients: u64,
+    stopped: u64,
+    spared: u64,
+    held: u64,
+    alerts: u64,
+    from: Option<String>,
+    to: Option<String>,
+    seconds: f64,
+}
+
+impl<'a> Line<'a> {
+    /// The line for one verdict.
+    pub(super) fn of(event: &'a Event) -> Line<'a> {
+        let time = event.time.to_string();
+        match &event.verdict {
+            Verdict::Ban(charge, sentence) => Line::Ban {
+                time,
+                client: charge.client.to_string(),
+                rule: &charge.rule,
+                hits: charge.offense.hits,
+                limit: charge.limit,
+                window: charge.window.to_string(),
+                strike: sentence.strike,
+                until: sentence.until.to_string(),
+                stopped: event.stopped,
+                action: sentence.action.to_string(),
+                also: &charge.also,
+            },
+            Verdict::Spared(charge, because) => Line::Spared(Unpunished::of(time, charge, because)),
+            Verdict::Held(charge, because) => Line::Held(Unpunished::of(time, charge, because)),
+            Verdict::Alert(charge) => Line::Alert(Alert {
+                time,
+                client: Some(charge.client.to_string()),
+                rule: &charge.rule,
+                hits: Some(charge.offense.hits),
+                limit: Some(charge.limit),
+                clients: None,
+                usual: None,
+                window: charge.window.to_string(),
+                separator: None,
+            }),
+            Verdict::Crowd(crowd) => Line::Alert(Alert {
+                time,
+                client: None,
+                rule: "crowd",
+                hits: None,
+                limit: None,
+                clients: Some(crowd.clients),
+                usual: Some(crowd.usual),
+                window: crowd.window.to_string(),
+                separator: crowd.separator.as_ref().map(|(which, value, share, usual)| {
+                    let rounded = |share: f64| (share * 1000.0).round() / 1000.0;
+                    Separator {
+                        field: which.to_string(),
+                        value,
+                        share: rounded(*share),
+                        usual: rounded(*usual),
+                    }
+                }),
+            }),
+        }
+    }
+}
+
+impl<'a> Unpunished<'a> {
+    fn of(time: String, charge: &'a Charge, because: &'a str) -> Unpunished<'a> {
+        Unpunished {
+            time,
+            client: charge.client.to_string(),
+            rule: &charge.rule,
+            hits: charge.offense.hits,
+            limit: charge.limit,
+            window: charge.window.to_string(),
+            because,
+        }
+    }
+}
+
+fn write_json(out: &mut impl Write, reading: &Reading<Count<'_>>, replay: &Replay, seconds: f64) -> io::Result<()> {
+    for event in &replay.events {
+        write_line(out, &Line::of(event))?;
+    }
+    let totals = replay.totals();
+    let tally = &reading.collected.tally;
+    write_line(
+        out,
+        &Line::Summary(Summary {
+            objects: reading.objects,
+            duplicates: reading.duplicates,
+            pruned: reading.pruned,
+            requests: reading.requests,
+            skipped: reading.skipped.total(),
+            skipped_by: reading
+                .skipped
+                .iter()
+                .map(|(skip, count)| (skip.name(), count))
+                .collect(),
+            unreadable: reading
+                .problems
+                .iter()
+                .map(|problem| (problem.object.clone(), problem.what.clone()))
+                .collect(),
+            unattributed: tally.unattributed,
+            clients: tally.clients() as u64,
+            bans: totals.bans,
+            banned_clients: totals.banned_clients,
+            stopped: totals.stopped,
+            spared: totals.spared,
+            held: totals.held,
+            alerts: totals.alerts,
+            from: reading.times_ms.map(|(first, _)| rfc3339(first)),
+            to: reading.times_ms.map(|(_, last)| rfc3339(last)),
+            seconds: (seconds * 1000.0).round() / 1000.0,
+        }),
+    )
+}
+
+/// Writes one JSON object and a newline.
+pub(super) fn write_line(out: &mut impl Write, line: &Line<'_>) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, line)?;
+    out.write_all(b"\n")
+}
+
+/// More rows than this are for programs.
+const ROWS_MAX: usize = 100;
+
+fn write_tables(
+    out: &mut impl Write,
+    policy: &Policy,
+    reading: &Reading<Count<'_>>,
+    replay: &Replay,
+) -> io::Result<()> {
+    write_verdicts(out, policy, &replay.events)?;
+    let totals = replay.totals();
+    let tally = &reading.collected.tally;
+    let mut read = format!(
+        "Read {} from {} in {}",
+        several(reading.requests, "request"),
+        several(tally.clients() as u64, "client"),
+        several(reading.objects, "object")
+    );
+    if let Some((first, last)) = reading.times_ms {
+        read += &format!(", {} to {}", rfc3339(first), rfc3339(last));
+    }
+    writeln!(out, "{read}")?;
+    for (number, what) in [
+        (
+            reading.duplicates,
+            "object had the very bytes of another and was not counted again",
+        ),
+        (
+            reading.pruned,
+            "object was left out because its name says that it holds other times",
+        ),
+        (
+            tally.unattributed,
+            "request had no address at the trusted hop of the forwarded header, so nobody is blamed for it",
+        ),
+    ] {
+        if number > 0 {
+            let (noun, rest) = what.split_once(' ').unwrap_or((what, ""));
+            let rest = if number == 1 {
+                rest.to_owned()
+            } else {
+                rest.replacen("was ", "were ", 2)
+                    .replace("its name says that it holds", "their names say that they hold")
+                    .replace("blamed for it", "blamed for them")
+            };
+            writeln!(out, "{} {rest}", several(number, noun))?;
+        }
+    }
+    writeln!(
+        out,
+        "{} of {} would have stopped {} ({}); {} spared, {} held, {}",
+        several(totals.bans, "ban"),
+        several(totals.banned_clients, "client"),
+        several(totals.stopped, "request"),
+        share(totals.stopped, reading.requests),
+        totals.spared,
+        totals.held,
+        several(totals.alerts, "alert")
+    )
+}
+
+fn share(part: u64, whole: u64) -> String {
+    format!("{:.1} %", part as f64 * 100.0 / whole.max(1) as f64)
+}
+
+/// The verdicts in tables: bans, then everybody who was not banned and why, then alerts.
+pub(super) fn write_verdicts(out: &mut impl Write, policy: &Policy, events: &[Event]) -> io::Result<()> {
+    let bans: Vec<(&Event, &Charge, &Sentence)> = events
+        .iter()
+        .filter_map(|event| match &event.verdict {
+            Verdict::Ban(charge, sentence) => Some((event, charge, sentence)),
+            _ => None,
+        })
+        .collect();
+    if !bans.is_empty() {
+        writeln!(out, "{HEADING}Banned{HEADING:#}")?;
+        let mut rows = table(&["time (UTC)", "client", "for", "strike", "stopped", "why"], &[3, 4]);
+        for (event, charge, sentence) in bans.iter().take(ROWS_MAX) {
+            let action = if sentence.action == analyzer::Action::Block {
+                String::new()
+            } else {
+                format!(" ({})", sentence.action)
+            };
+            rows.add_row([
+                shown(event.time),
+                charge.client.to_string(),
+                format!("{}{action}", sentence.until.since(event.time)),
+                sentence.strike.to_string(),
+                count(event.stopped),
+                why(charge, policy),
+            ]);
+        }
+        write_table(out, &rows)?;
+        more(out, bans.len())?;
+    }
+    for heading in ["Spared", "Held"] {
+        let rows_of = |event: &Event| match (&event.verdict, heading) {
+            (Verdict::Spared(charge, because), "Spared") | (Verdict::Held(charge, because), "Held") => Some([
+                shown(event.time),
+                charge.client.to_string(),
+                why(charge, policy),
+                short(because, 120),
+            ]),
+            _ => None,
+        };
+        let all: Vec<[String; 4]> = events.iter().filter_map(rows_of).collect();
+        if all.is_empty() {
+            continue;
+        }
+        writeln!(out, "{HEADING}{heading}{HEADING:#}")?;
+        let mut rows = table(&["time (UTC)", "client", "offense", "because"], &[]);
+        let length = all.len();
+        rows.add_rows(all.into_iter().take(ROWS_MAX));
+        write_table(out, &rows)?;
+        more(out, length)?;
+    }
+    let alerts: Vec<&Event> = events
+        .iter()
+        .filter(|event| matches!(event.verdict, Verdict::Alert(_) | Verdict::Crowd(_)))
+        .collect();
+    if !alerts.is_empty() {
+        writeln!(out, "{HEADING}Alerts{HEADING:#}")?;
+        for event in alerts.iter().take(ROWS_MAX) {
+            match &event.verdict {
+                Verdict::Alert(charge) => writeln!(
+                    out,
+                    " {}  {}  {}",
+                    shown(event.time),
+                    charge.client,
+                    why(charge, policy)
+                )?,
+                Verdict::Crowd(crowd) => writeln!(out, " {}  {}", shown(event.time), crowd_sentence(crowd))?,
+                _ => {}
+            }
+        }
+        more(out, alerts.len())?;
+    }
+    Ok(())
+}
+
+fn more(out: &mut impl Write, length: usize) -> io::Result<()> {
+    if length > ROWS_MAX {
+        writeln!(
+            out,
+            " … and {} more, all of which `--json` shows",
+            count((length - ROWS_MAX) as u64)
+        )?;
+    }
+    writeln!(out)
+}
+
+/// `login-brute-force: 20 hits 12:06–12:10 (limit 20 in 5m)`.
+fn why(charge: &Charge, policy: &Policy) -> String {
+    let offense = &charge.offense;
+    let distinct = policy
+        .rules
+        .iter()
+        .find(|rule| rule.name == charge.rule)
+        .and_then(|rule| rule.distinct.as_ref());
+    let hits = match distinct {
+        Some(field) => format!("{} distinct {field}", count(offense.hits)),
+        None => several(offense.hits, "hit"),
+    };
+    let when = if offense.first_hit == offense.last_hit {
+        clock(offense.first_hit)
+    } else {
+        format!("{}–{}", clock(offense.first_hit), clock(offense.last_hit))
+    };
+    let also = if charge.also.is_empty() {
+        String::new()
+    } else {
+        format!(", also {}", charge.also.join(", "))
+    };
+    format!(
+        "{}: {hits} {when} (limit {} in {}){also}",
+        charge.rule, charge.limit, charge.window
+    )
+}
+
+fn crowd_sentence(crowd: &Crowd) -> String {
+    let who = format!(
+        "crowd: about {} clients with few requests each in {}, usually {}; no ban stops this shape",
+        count(crowd.clients),
+        crowd.window,
+        count(crowd.usual)
+    );
+    match &crowd.separator {
+        Some((which, value, share, usual)) => format!(
+            "{who}; {which} \"{}\" would separate {:.0} % of them (usually {:.0} %): match it in a Challenge or rate-based rule",
+            short(value, 80),
+            share * 100.0,
+            usual * 100.0
+        ),
+        None => format!("{who}; no uri, JA4, country or user agent separates them: consider Challenge for all"),
+    }
+}

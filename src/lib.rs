@@ -1,0 +1,11 @@
+//! The shell around the pure crates: finds and reads log objects, judges them, and talks to people.
+//!
+//! `ingest` says what was requested, `analyzer` decides who is banned, `updater` makes IP sets agree. What is left for
+//! this crate is to connect them to files, terminals and AWS; it holds no `if` about clients, bans or windows.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod cli;
+pub mod inputs;
+pub mod replay;
+pub mod traffic;

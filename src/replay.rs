@@ -1,0 +1,321 @@
+//! Replays history: log objects become one tally, and the live judge runs over it once per minute of log time.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use analyzer::{Client, Ledger, Minute, Policy, Tally, Verdict, judge_history};
+use ingest::{Request, Scan, Skipped};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::inputs::{Inputs, LogObject, Problem, describe};
+
+/// A part of history, in milliseconds since the epoch: `from` included, `to` not.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Period {
+    /// Nothing earlier.
+    pub from_ms: Option<i64>,
+    /// Nothing from here on.
+    pub to_ms: Option<i64>,
+}
+
+impl Period {
+    /// Whether a request of this time belongs to it.
+    pub fn holds(&self, timestamp_ms: i64) -> bool {
+        self.from_ms.is_none_or(|from| timestamp_ms >= from) && self.to_ms.is_none_or(|to| timestamp_ms < to)
+    }
+}
+
+/// Receives every request of the period, on the thread that read it; several threads have one each, joined at the end.
+pub trait Collect: Send {
+    /// Takes note of one request.
+    fn request(&mut self, request: &Request<'_>);
+    /// Takes over what another collector noted. The order of calls must not show.
+    fn join(&mut self, other: Self)
+    where
+        Self: Sized;
+}
+
+/// What reading all objects gave.
+#[derive(Debug, Default)]
+pub struct Reading<C> {
+    /// What was collected.
+    pub collected: C,
+    /// Objects read, each delivery once.
+    pub objects: u64,
+    /// Objects with the very bytes of another one: a second delivery, not counted again.
+    pub duplicates: u64,
+    /// Objects left out because of their key's time.
+    pub pruned: u64,
+    /// Requests in the period.
+    pub requests: u64,
+    /// Requests in the period and outside.
+    pub all_requests: u64,
+    /// Records that could not be read.
+    pub skipped: Skipped,
+    /// Bytes after decompression.
+    pub bytes: u64,
+    /// Objects that could not be read, or not to their end.
+    pub problems: Vec<Problem>,
+    /// The first and the last request's time, in milliseconds since the epoch.
+    pub times_ms: Option<(i64, i64)>,
+}
+
+/// Who is told how far the reading is.
+pub trait Progress: Sync {
+    /// An object was read: its size as stored, and the requests in it.
+    fn object(&self, bytes: u64, requests: u64);
+}
+
+/// Tells nobody.
+impl Progress for () {
+    fn object(&self, _bytes: u64, _requests: u64) {}
+}
+
+/// Reads all objects on `threads` threads. `fresh` makes an empty collector.
+pub fn read<C: Collect>(
+    inputs: &Inputs,
+    period: Period,
+    threads: usize,
+    progress: &impl Progress,
+    fresh: impl Fn() -> C + Sync,
+) -> Reading<C> {
+    let next = AtomicUsize::new(0);
+    // Identities of the objects counted so far. An object that is delivered twice has the same bytes, whatever it is called.
+    let known: Mutex<HashSet<(u64, u128)>> = Mutex::default();
+    let work = || {
+        let mut reading = Reading::empty(fresh());
+        while let Some(object) = inputs.objects.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let before = reading.requests;
+            reading.object(object, period, &known, &fresh);
+            progress.object(object.size(), reading.requests - before);
+        }
+        reading
+    };
+    let threads = threads.clamp(1, inputs.objects.len().max(1));
+    let mut all = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut all = work();
+        for other in others {
+            match other.join() {
+                Ok(reading) => all.join(reading),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        all
+    });
+    all.pruned = inputs.pruned;
+    all.problems.extend(inputs.problems.iter().cloned());
+    all.problems.sort();
+    all
+}
+
+impl<C: Collect> Reading<C> {
+    fn empty(collected: C) -> Reading<C> {
+        Reading {
+            collected,
+            objects: 0,
+            duplicates: 0,
+            pruned: 0,
+            requests: 0,
+            all_requests: 0,
+            skipped: Skipped::default(),
+            bytes: 0,
+            problems: Vec::new(),
+            times_ms: None,
+        }
+    }
+
+    fn object(
+        &mut self,
+        object: &LogObject,
+        period: Period,
+        known: &Mutex<HashSet<(u64, u128)>>,
+        fresh: impl Fn() -> C,
+    ) {
+        let mut here = Reading::empty(fresh());
+        let each = |request: &Request<'_>| {
+            if period.holds(request.timestamp_ms) {
+                here.requests += 1;
+                let (first, last) = here.times_ms.unwrap_or((request.timestamp_ms, request.timestamp_ms));
+                here.times_ms = Some((first.min(request.timestamp_ms), last.max(request.timestamp_ms)));
+                here.collected.request(request);
+            }
+        };
+        let (scan, identity) = match object {
+            LogObject::Stdin => scan_identified(io::stdin().lock(), each),
+            LogObject::File(path, _) => match File::open(path) {
+                Ok(file) => scan_identified(file, each),
+                Err(error) => {
+                    self.problems.push(Problem {
+                        object: object.name(),
+                        what: describe(&error),
+                    });
+                    return;
+                }
+            },
+        };
+        let anything = scan.requests > 0 || scan.skipped.total() > 0;
+        if anything && !known.lock().unwrap_or_else(PoisonError::into_inner).insert(identity) {
+            self.duplicates += 1;
+            return;
+        }
+        here.objects = 1;
+        here.all_requests = scan.requests;
+        here.skipped = scan.skipped;
+        here.bytes = scan.bytes;
+        if let Some(stop) = scan.stopped {
+            here.problems.push(Problem {
+                object: object.name(),
+                what: stop.to_string(),
+            });
+        }
+        self.join(here);
+    }
+
+    fn join(&mut self, other: Reading<C>) {
+        self.collected.join(other.collected);
+        self.objects += other.objects;
+        self.duplicates += other.duplicates;
+        self.requests += other.requests;
+        self.all_requests += other.all_requests;
+        self.skipped += other.skipped;
+        self.bytes += other.bytes;
+        self.problems.extend(other.problems);
+        self.times_ms = match (self.times_ms, other.times_ms) {
+            (Some((a, b)), Some((c, d))) => Some((a.min(c), b.max(d))),
+            (one, other) => one.or(other),
+        };
+    }
+}
+
+/// Scans a log and says which bytes it had: their number and hash.
+fn scan_identified(log: impl Read, each: impl FnMut(&Request<'_>)) -> (Scan, (u64, u128)) {
+    struct Identified<R> {
+        inner: R,
+        bytes: u64,
+        hash: Xxh3,
+    }
+    impl<R: Read> Read for Identified<R> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let read = self.inner.read(buffer)?;
+            self.bytes += read as u64;
+            self.hash.update(&buffer[..read]);
+            Ok(read)
+        }
+    }
+    let mut identified = Identified {
+        inner: log,
+        bytes: 0,
+        hash: Xxh3::new(),
+    };
+    let scan = ingest::scan(&mut identified, each);
+    (scan, (identified.bytes, identified.hash.digest128()))
+}
+
+/// Counts what a policy counts.
+pub struct Count<'p> {
+    policy: &'p Policy,
+    /// The counts so far.
+    pub tally: Tally,
+}
+
+impl<'p> Count<'p> {
+    /// Nothing counted yet.
+    pub fn new(policy: &'p Policy) -> Count<'p> {
+        Count {
+            policy,
+            tally: Tally::default(),
+        }
+    }
+}
+
+impl Collect for Count<'_> {
+    fn request(&mut self, request: &Request<'_>) {
+        self.tally.count(self.policy, request);
+    }
+
+    fn join(&mut self, other: Self) {
+        self.tally.merge(other.tally);
+    }
+}
+
+/// One verdict of a replay.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    /// The minute of the judgment.
+    pub time: Minute,
+    /// What was decided.
+    pub verdict: Verdict,
+    /// The requests that the ban would have stopped, also those that our own rules did stop; zero for other verdicts.
+    pub stopped: u64,
+}
+
+/// What the live judge would have decided, minute by minute.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Replay {
+    /// In the order of time.
+    pub events: Vec<Event>,
+    /// What would be known at the end.
+    pub ledger: Ledger,
+}
+
+impl Replay {
+    /// Judges everything in `tally`, beginning with nobody banned.
+    pub fn of(policy: &Policy, tally: &Tally) -> Replay {
+        let mut events = Vec::new();
+        let ledger = judge_history(policy, tally, Ledger::default(), |time, judgment| {
+            for verdict in &judgment.verdicts {
+                let stopped = match verdict {
+                    Verdict::Ban(charge, sentence) => tally.requests_of(charge.client, time, sentence.until),
+                    _ => 0,
+                };
+                events.push(Event {
+                    time,
+                    verdict: verdict.clone(),
+                    stopped,
+                });
+            }
+        });
+        Replay { events, ledger }
+    }
+
+    /// How many bans, clients banned at least once, and requests stopped.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        let mut clients: BTreeMap<Client, ()> = BTreeMap::new();
+        for event in &self.events {
+            match &event.verdict {
+                Verdict::Ban(charge, _) => {
+                    totals.bans += 1;
+                    totals.stopped += event.stopped;
+                    clients.insert(charge.client, ());
+                }
+                Verdict::Held(..) => totals.held += 1,
+                Verdict::Spared(..) => totals.spared += 1,
+                Verdict::Alert(..) | Verdict::Crowd(..) => totals.alerts += 1,
+            }
+        }
+        totals.banned_clients = clients.len() as u64;
+        totals
+    }
+}
+
+/// Sums over a replay.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Bans imposed.
+    pub bans: u64,
+    /// Clients banned at least once.
+    pub banned_clients: u64,
+    /// Requests that the bans would have stopped.
+    pub stopped: u64,
+    /// Offenses spared.
+    pub spared: u64,
+    /// Offenses held by the brake.
+    pub held: u64,
+    /// Alerts raised.
+    pub alerts: u64,
+}
