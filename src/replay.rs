@@ -28,7 +28,7 @@ impl Period {
     }
 }
 
-/// Receives every request of the period, on the thread that read it; several threads have one each, joined at the end.
+/// Receives every request of the period: one collector an object, joined as the objects are read.
 pub trait Collect: Send {
     /// Takes note of one request.
     fn request(&mut self, request: &Request<'_>);
@@ -83,33 +83,74 @@ pub fn read<C: Collect>(
     fresh: impl Fn() -> C + Sync,
 ) -> Reading<C> {
     let next = AtomicUsize::new(0);
-    // Identities of the objects counted so far. An object that is delivered twice has the same bytes, whatever it is called.
-    let known: Mutex<HashSet<(u64, u128)>> = Mutex::default();
+    // One collection for all threads: each would see most of the clients, and memory would grow with the threads.
+    let all = Mutex::new((Reading::empty(fresh()), HashSet::new()));
     let work = || {
-        let mut reading = Reading::empty(fresh());
         while let Some(object) = inputs.objects.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let before = reading.requests;
-            reading.object(object, period, &known, &fresh);
-            progress.object(object.size(), reading.requests - before);
-        }
-        reading
-    };
-    let threads = threads.clamp(1, inputs.objects.len().max(1));
-    let mut all = std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-        let mut all = work();
-        for other in others {
-            match other.join() {
-                Ok(reading) => all.join(reading),
-                Err(panic) => std::panic::resume_unwind(panic),
+            let (here, identity) = read_object(object, period, fresh());
+            progress.object(object.size(), here.requests);
+            let mut guard = all.lock().unwrap_or_else(PoisonError::into_inner);
+            let (all, known) = &mut *guard;
+            // An object that is delivered twice has the same bytes, whatever it is called.
+            let anything = here.all_requests > 0 || here.skipped.total() > 0;
+            if anything && identity.is_some_and(|identity| !known.insert(identity)) {
+                all.duplicates += 1;
+            } else {
+                all.join(here);
             }
         }
-        all
+    };
+    let threads = threads.clamp(1, inputs.objects.len().max(1));
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(work);
+        }
+        work();
     });
+    let (mut all, _) = all.into_inner().unwrap_or_else(PoisonError::into_inner);
     all.pruned = inputs.pruned;
     all.problems.extend(inputs.problems.iter().cloned());
     all.problems.sort();
     all
+}
+
+/// What tells one object's bytes from another's: their number and hash.
+type Identity = (u64, u128);
+
+fn read_object<C: Collect>(object: &LogObject, period: Period, collected: C) -> (Reading<C>, Option<Identity>) {
+    let mut here = Reading::empty(collected);
+    let each = |request: &Request<'_>| {
+        if period.holds(request.timestamp_ms) {
+            here.requests += 1;
+            let (first, last) = here.times_ms.unwrap_or((request.timestamp_ms, request.timestamp_ms));
+            here.times_ms = Some((first.min(request.timestamp_ms), last.max(request.timestamp_ms)));
+            here.collected.request(request);
+        }
+    };
+    let (scan, identity) = match object {
+        LogObject::Stdin => scan_identified(io::stdin().lock(), each),
+        LogObject::File(path, _) => match File::open(path) {
+            Ok(file) => scan_identified(file, each),
+            Err(error) => {
+                here.problems.push(Problem {
+                    object: object.name(),
+                    what: describe(&error),
+                });
+                return (here, None);
+            }
+        },
+    };
+    here.objects = 1;
+    here.all_requests = scan.requests;
+    here.skipped = scan.skipped;
+    here.bytes = scan.bytes;
+    if let Some(stop) = scan.stopped {
+        here.problems.push(Problem {
+            object: object.name(),
+            what: stop.to_string(),
+        });
+    }
+    (here, Some(identity))
 }
 
 impl<C: Collect> Reading<C> {
@@ -128,53 +169,6 @@ impl<C: Collect> Reading<C> {
         }
     }
 
-    fn object(
-        &mut self,
-        object: &LogObject,
-        period: Period,
-        known: &Mutex<HashSet<(u64, u128)>>,
-        fresh: impl Fn() -> C,
-    ) {
-        let mut here = Reading::empty(fresh());
-        let each = |request: &Request<'_>| {
-            if period.holds(request.timestamp_ms) {
-                here.requests += 1;
-                let (first, last) = here.times_ms.unwrap_or((request.timestamp_ms, request.timestamp_ms));
-                here.times_ms = Some((first.min(request.timestamp_ms), last.max(request.timestamp_ms)));
-                here.collected.request(request);
-            }
-        };
-        let (scan, identity) = match object {
-            LogObject::Stdin => scan_identified(io::stdin().lock(), each),
-            LogObject::File(path, _) => match File::open(path) {
-                Ok(file) => scan_identified(file, each),
-                Err(error) => {
-                    self.problems.push(Problem {
-                        object: object.name(),
-                        what: describe(&error),
-                    });
-                    return;
-                }
-            },
-        };
-        let anything = scan.requests > 0 || scan.skipped.total() > 0;
-        if anything && !known.lock().unwrap_or_else(PoisonError::into_inner).insert(identity) {
-            self.duplicates += 1;
-            return;
-        }
-        here.objects = 1;
-        here.all_requests = scan.requests;
-        here.skipped = scan.skipped;
-        here.bytes = scan.bytes;
-        if let Some(stop) = scan.stopped {
-            here.problems.push(Problem {
-                object: object.name(),
-                what: stop.to_string(),
-            });
-        }
-        self.join(here);
-    }
-
     fn join(&mut self, other: Reading<C>) {
         self.collected.join(other.collected);
         self.objects += other.objects;
@@ -191,8 +185,8 @@ impl<C: Collect> Reading<C> {
     }
 }
 
-/// Scans a log and says which bytes it had: their number and hash.
-fn scan_identified(log: impl Read, each: impl FnMut(&Request<'_>)) -> (Scan, (u64, u128)) {
+/// Scans a log and says which bytes it had.
+fn scan_identified(log: impl Read, each: impl FnMut(&Request<'_>)) -> (Scan, Identity) {
     struct Identified<R> {
         inner: R,
         bytes: u64,

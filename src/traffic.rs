@@ -313,7 +313,11 @@ pub fn hour(seed: u64) -> Hour {
     for n in 0..300 {
         let path = ["/health", "/.env", "/.git/config", "/actuator/env"][n as usize % 4];
         let at = minute(0) + n * 11_000;
-        requests.push(Sent { uri: path.into(), user_agent: "our-scanner/1.0".into(), ..Sent::new(at, monitor) });
+        requests.push(Sent {
+            uri: path.into(),
+            user_agent: "our-scanner/1.0".into(),
+            ..Sent::new(at, monitor)
+        });
     }
     let liar = story(
         "192.0.2.130",

@@ -3,7 +3,7 @@
 //! A window is as many whole minutes as the rule says, and every position of it is looked at: logs arrive late, so the
 //! minute that completes a burst may be one that was judged before.
 
-use foldhash::{HashMap, HashMapExt};
+use foldhash::{HashSet, HashSetExt};
 
 use crate::client::Client;
 use crate::policy::{Policy, Rule};
@@ -49,19 +49,11 @@ pub fn findings(policy: &Policy, tally: &Tally, client: Client, from: Minute, to
         .rules
         .iter()
         .enumerate()
-        .filter_map(|(index, rule)| finding(rule, index, tally, client, cells, from, to))
+        .filter_map(|(index, rule)| finding(rule, index, cells, from, to))
         .collect()
 }
 
-fn finding(
-    rule: &Rule,
-    index: usize,
-    tally: &Tally,
-    client: Client,
-    cells: &Cells,
-    from: Minute,
-    to: Minute,
-) -> Option<Finding> {
+fn finding(rule: &Rule, index: usize, cells: &Cells, from: Minute, to: Minute) -> Option<Finding> {
     let slot = Slot::of_rule(index, rule);
     let hits = cells.of(slot, from, to);
     let limit = u64::from(rule.limit);
@@ -79,7 +71,7 @@ fn finding(
                 return;
             }
             let hits = if rule.distinct.is_some() {
-                distinct(tally, client, within)
+                distinct(cells, within)
             } else {
                 matched
             };
@@ -137,26 +129,21 @@ fn between(cells: &[Cell], start: Minute, end: Minute) -> &[Cell] {
 }
 
 /// How many distinct values the given cells of one rule hold together.
-fn distinct(tally: &Tally, client: Client, within: &[Cell]) -> u64 {
-    let mut seen: HashMap<u64, ()> = HashMap::new();
+fn distinct(cells: &Cells, within: &[Cell]) -> u64 {
+    let mut seen: HashSet<u64> = HashSet::new();
     for cell in within {
-        seen.extend(
-            tally
-                .distinct(client, cell.slot, cell.minute)
-                .iter()
-                .map(|hash| (*hash, ())),
-        );
+        seen.extend(cells.distinct(cell.slot, cell.minute));
     }
     seen.len() as u64
 }
 
 /// Whether any rule of `policy` could ever accuse this client, whatever its slate: some window reaches its limit.
 /// Everybody else can be left out of a judgment without changing it.
-pub(crate) fn suspect(policy: &Policy, tally: &Tally, client: Client, cells: &Cells) -> bool {
+pub(crate) fn suspect(policy: &Policy, cells: &Cells) -> bool {
     let end = Minute(u32::MAX);
     policy.rules.iter().enumerate().any(|(index, rule)| {
         let hits = cells.of(Slot::of_rule(index, rule), Minute(0), end);
         let total: u64 = hits.iter().map(|cell| u64::from(cell.hits)).sum();
-        total >= u64::from(rule.limit) && finding(rule, index, tally, client, cells, Minute(0), end).is_some()
+        total >= u64::from(rule.limit) && finding(rule, index, cells, Minute(0), end).is_some()
     })
 }

@@ -343,7 +343,7 @@ pub fn judge_history(
         return ledger;
     };
     // Nearly everybody is innocent whatever happens; leaving them out is what makes a replay fast.
-    let suspects = tally.with_only(|client, cells| suspect(policy, tally, client, cells));
+    let suspects = tally.with_only(|_, cells| suspect(policy, cells));
     let mut ledger = ledger;
     let mut now = first;
     while now <= last {

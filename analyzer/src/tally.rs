@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use foldhash::{HashMap, HashMapExt, HashSet};
+use foldhash::HashMap;
 use ingest::Request;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -52,32 +52,118 @@ pub struct Cell {
     pub hits: u32,
 }
 
-/// The cells of one client, ordered by slot and minute.
+/// One distinct value that a client showed a rule in one minute, as its hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Value {
+    slot: Slot,
+    minute: Minute,
+    hash: u64,
+}
+
+/// The cells of one client, ordered by slot and minute, and the distinct values in them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Cells(Vec<Cell>);
+pub struct Cells {
+    cells: Vec<Cell>,
+    /// Ascending. Of each cell the smallest hashes, [`DISTINCT_MAX`] at most, so that what is kept depends on the set alone.
+    values: Vec<Value>,
+}
 
 impl Cells {
     fn add(&mut self, slot: Slot, minute: Minute, hits: u32) {
         match self
-            .0
+            .cells
             .binary_search_by_key(&(slot, minute), |cell| (cell.slot, cell.minute))
         {
-            Ok(at) => self.0[at].hits = self.0[at].hits.saturating_add(hits),
-            Err(at) => self.0.insert(at, Cell { slot, minute, hits }),
+            Ok(at) => self.cells[at].hits = self.cells[at].hits.saturating_add(hits),
+            Err(at) => self.cells.insert(at, Cell { slot, minute, hits }),
         }
     }
 
-    fn merge(&mut self, other: &Cells) {
-        for cell in &other.0 {
-            self.add(cell.slot, cell.minute, cell.hits);
+    fn add_value(&mut self, value: Value) {
+        let Err(at) = self.values.binary_search(&value) else {
+            return;
+        };
+        let cell = (value.slot, value.minute);
+        let start = self.values[..at].partition_point(|known| (known.slot, known.minute) < cell);
+        if at - start >= DISTINCT_MAX {
+            return;
         }
+        self.values.insert(at, value);
+        let len = self.values[start..].partition_point(|known| (known.slot, known.minute) <= cell);
+        if len > DISTINCT_MAX {
+            self.values.remove(start + len - 1);
+        }
+    }
+
+    fn merge(&mut self, other: Cells) {
+        if other.cells.len() < self.cells.len() / 8 {
+            other
+                .cells
+                .iter()
+                .for_each(|cell| self.add(cell.slot, cell.minute, cell.hits));
+            other.values.into_iter().for_each(|value| self.add_value(value));
+            return;
+        }
+        // Much comes in: one pass over both is cheaper than many insertions.
+        let mut cells: Vec<Cell> = Vec::with_capacity(self.cells.len() + other.cells.len());
+        merge_sorted(
+            &self.cells,
+            &other.cells,
+            |cell| (cell.slot, cell.minute),
+            |cell| match cells.last_mut() {
+                Some(last) if (last.slot, last.minute) == (cell.slot, cell.minute) => {
+                    last.hits = last.hits.saturating_add(cell.hits)
+                }
+                _ => cells.push(cell),
+            },
+        );
+        cells.shrink_to_fit();
+        self.cells = cells;
+        if !other.values.is_empty() {
+            let mut values: Vec<Value> = Vec::with_capacity(self.values.len() + other.values.len());
+            let mut cell_begins = 0;
+            merge_sorted(
+                &self.values,
+                &other.values,
+                |value| *value,
+                |value| {
+                    if values.last() == Some(&value) {
+                        return;
+                    }
+                    if values
+                        .last()
+                        .is_some_and(|last| (last.slot, last.minute) != (value.slot, value.minute))
+                    {
+                        cell_begins = values.len();
+                    }
+                    if values.len() - cell_begins < DISTINCT_MAX {
+                        values.push(value);
+                    }
+                },
+            );
+            values.shrink_to_fit();
+            self.values = values;
+        }
+    }
+
+    /// The hashes of the distinct values in one cell, ascending.
+    pub(crate) fn distinct(&self, slot: Slot, minute: Minute) -> impl Iterator<Item = u64> {
+        let start = self
+            .values
+            .partition_point(|value| (value.slot, value.minute) < (slot, minute));
+        self.values[start..]
+            .iter()
+            .take_while(move |value| (value.slot, value.minute) == (slot, minute))
+            .map(|value| value.hash)
     }
 
     /// The cells of `slot` from `from` on and before `to`, by minute.
     pub fn of(&self, slot: Slot, from: Minute, to: Minute) -> &[Cell] {
-        let start = self.0.partition_point(|cell| (cell.slot, cell.minute) < (slot, from));
-        let len = self.0[start..].partition_point(|cell| (cell.slot, cell.minute) < (slot, to));
-        &self.0[start..start + len]
+        let start = self
+            .cells
+            .partition_point(|cell| (cell.slot, cell.minute) < (slot, from));
+        let len = self.cells[start..].partition_point(|cell| (cell.slot, cell.minute) < (slot, to));
+        &self.cells[start..start + len]
     }
 
     /// The hits of `slot` from `from` on and before `to`.
@@ -87,7 +173,7 @@ impl Cells {
 
     /// Every cell, ordered by slot and minute.
     pub fn all(&self) -> &[Cell] {
-        &self.0
+        &self.cells
     }
 }
 
@@ -106,7 +192,6 @@ pub struct MinuteTotals {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Tally {
     pub(crate) clients: HashMap<Client, Cells>,
-    pub(crate) distinct: HashMap<(Client, Slot, Minute), Vec<u64>>,
     pub(crate) minutes: BTreeMap<Minute, MinuteTotals>,
     /// The texts behind the hashes in the samples.
     pub(crate) texts: HashMap<u64, Box<str>>,
@@ -139,9 +224,12 @@ impl Tally {
             let slot = Slot::of_rule(index, rule);
             cells.add(slot, minute, 1);
             if let Some(field) = &rule.distinct {
-                let values = self.distinct.entry((client, slot, minute)).or_default();
                 field.any(request, |value| {
-                    keep_smallest(values, xxh3_64(value.as_bytes()));
+                    cells.add_value(Value {
+                        slot,
+                        minute,
+                        hash: xxh3_64(value.as_bytes()),
+                    });
                     false
                 });
             }
@@ -165,13 +253,7 @@ impl Tally {
                 std::collections::hash_map::Entry::Vacant(entry) => {
                     entry.insert(cells);
                 }
-                std::collections::hash_map::Entry::Occupied(mut entry) => entry.get_mut().merge(&cells),
-            }
-        }
-        for (key, hashes) in other.distinct {
-            let values = self.distinct.entry(key).or_default();
-            for hash in hashes {
-                keep_smallest(values, hash);
+                std::collections::hash_map::Entry::Occupied(mut entry) => entry.get_mut().merge(cells),
             }
         }
         for (minute, totals) in other.minutes {
@@ -235,42 +317,27 @@ impl Tally {
             .filter(|(client, cells)| keep(**client, cells))
             .map(|(client, cells)| (*client, cells.clone()))
             .collect();
-        let kept: HashSet<Client> = clients.keys().copied().collect();
         Tally {
-            distinct: self
-                .distinct
-                .iter()
-                .filter(|((client, _, _), _)| kept.contains(client))
-                .map(|(key, values)| (*key, values.clone()))
-                .collect(),
             clients,
             minutes: self.minutes.clone(),
             texts: self.texts.clone(),
             unattributed: self.unattributed,
         }
     }
-
-    /// The hashes of the distinct values in one cell, ascending.
-    pub(crate) fn distinct(&self, client: Client, slot: Slot, minute: Minute) -> &[u64] {
-        self.distinct.get(&(client, slot, minute)).map_or(&[], Vec::as_slice)
-    }
-
-    /// An empty tally with room for `clients`.
-    pub fn with_capacity(clients: usize) -> Tally {
-        Tally {
-            clients: HashMap::with_capacity(clients),
-            ..Tally::default()
-        }
-    }
 }
 
-/// Inserts into an ascending set that forgets its largest members, so that what is kept depends on the set alone.
-fn keep_smallest(values: &mut Vec<u64>, hash: u64) {
-    if let Err(at) = values.binary_search(&hash) {
-        if at >= DISTINCT_MAX {
-            return;
+/// Hands the items of two ascending lists to `each`, in ascending order.
+fn merge_sorted<T: Copy, K: Ord>(a: &[T], b: &[T], key: impl Fn(&T) -> K, mut each: impl FnMut(T)) {
+    let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
+    loop {
+        let from_a = match (a.peek(), b.peek()) {
+            (Some(x), Some(y)) => key(x) <= key(y),
+            (Some(_), None) => true,
+            (None, Some(_)) => false,
+            (None, None) => return,
+        };
+        if let Some(item) = if from_a { a.next() } else { b.next() } {
+            each(*item);
         }
-        values.insert(at, hash);
-        values.truncate(DISTINCT_MAX);
     }
 }

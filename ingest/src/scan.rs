@@ -161,8 +161,6 @@ struct Window<R> {
     /// What is in use lies between these.
     start: usize,
     end: usize,
-    /// The byte before `start`.
-    before: u8,
     /// Position of `start` in the whole text.
     position: u64,
     /// No more will come, and if so, perhaps not because the text is at its end.
@@ -177,7 +175,6 @@ impl<R: Read> Window<R> {
             buffer: vec![0; buffer_bytes.max(2 * LOOKAHEAD)],
             start: 0,
             end: 0,
-            before: b'\n',
             position: 0,
             ended: false,
             stopped: None,
@@ -189,11 +186,8 @@ impl<R: Read> Window<R> {
     }
 
     fn consume(&mut self, length: usize) {
-        if length > 0 {
-            self.before = self.buffer[self.start + length - 1];
-            self.start += length;
-            self.position += length as u64;
-        }
+        self.start += length;
+        self.position += length as u64;
     }
 
     /// Reads until the buffer is full, which makes a scan independent of how the bytes arrive. `false`: there is
@@ -286,7 +280,7 @@ impl<R: Read, F: FnMut(&Request<'_>)> Scanner<R, F> {
                     let first = bytes.get(blank).copied();
                     self.window.consume(blank);
                     match first {
-                        Some(b'{') => self.record(false),
+                        Some(b'{') => self.record(None),
                         Some(_) => self.other(),
                         None if self.window.more() => {}
                         None => break,
@@ -309,9 +303,10 @@ impl<R: Read, F: FnMut(&Request<'_>)> Scanner<R, F> {
         self.begins_binary && self.scan.requests == 0
     }
 
-    /// Takes the record whose `{` is next. If it was `found` behind damage, a part of the damaged record may look like
-    /// one, and is nobody's loss.
-    fn record(&mut self, found: bool) {
+    /// Takes the record whose `{` is next. If it was found in or behind damage, it may be a part of the damaged record
+    /// instead: a header, say. Such a part is nobody's loss.
+    fn record(&mut self, opening: Option<Opening>) {
+        let found = opening.is_some();
         // After damage we ask the walker first: it gives up on depth, so that nested beginnings of records, each
         // of them without an end, cannot make us read the same bytes over and over again.
         let mut trusted = !found;
@@ -327,12 +322,8 @@ impl<R: Read, F: FnMut(&Request<'_>)> Scanner<R, F> {
                     }
                     Front::Object(object, length) if found || !swallowed_a_record(&object, &bytes[..length]) => {
                         let read = settle(object, found, &mut self.scan, &mut self.each);
-                        self.window.consume(length);
-                        if read || !found {
-                            self.mode = Mode::Between;
-                        }
                         self.in_binary = false;
-                        return;
+                        return self.past(length, read || !found);
                     }
                     Front::Unfinished => {
                         if self.window.more() {
@@ -348,25 +339,26 @@ impl<R: Read, F: FnMut(&Request<'_>)> Scanner<R, F> {
                 Walk::Ended(_) if !trusted => trusted = true,
                 Walk::Ended(length) => {
                     let text = record::repaired(&bytes[..length]);
-                    match record::read_front(text.as_bytes()) {
-                        Front::Object(object, _) => {
-                            settle(object, found, &mut self.scan, &mut self.each);
+                    let read = match record::read_front(text.as_bytes()) {
+                        Front::Object(object, _) => settle(object, found, &mut self.scan, &mut self.each),
+                        Front::Unfinished | Front::Wrong => {
+                            self.skip_damaged(Skip::Malformed, length, opening);
+                            false
                         }
-                        Front::Unfinished | Front::Wrong => self.skip(Skip::Malformed),
-                    }
-                    self.window.consume(length);
-                    self.mode = Mode::Between;
-                    return;
+                    };
+                    return self.past(length, read || !found);
                 }
-                Walk::Cut(at) => return self.damaged(Skip::Truncated, at),
-                Walk::Wrong(at) => return self.damaged(Skip::Malformed, at),
+                Walk::Cut(at) => return self.damaged(Skip::Truncated, at, opening),
+                Walk::Wrong(at) => return self.damaged(Skip::Malformed, at, opening),
+                Walk::TooDeep(_) if found => return self.window.consume(1),
+                Walk::TooDeep(at) => return self.damaged(Skip::Malformed, at, opening),
                 Walk::More(at) => {
                     if self.window.more() {
                         continue;
                     }
                     return if self.window.ended {
                         let length = self.window.bytes().len();
-                        self.damaged(Skip::Truncated, length)
+                        self.damaged(Skip::Truncated, length, opening)
                     } else {
                         self.too_long(walker, at)
                     };
@@ -379,12 +371,35 @@ impl<R: Read, F: FnMut(&Request<'_>)> Scanner<R, F> {
         self.scan.skipped.add(skip);
     }
 
+    /// Goes past a record, and with it, if that `ends` the damage, back to what should be there.
+    fn past(&mut self, length: usize, ends: bool) {
+        self.window.consume(length);
+        match self.mode {
+            Mode::Seeking { until, .. } if !ends || self.window.position < until => {}
+            _ => self.mode = Mode::Between,
+        }
+    }
+
+    /// Counts damage up to `at`, unless it is a part of damage that was: a cut wrapper and the cut record in it are one
+    /// cut, and so are a cut record and its cut header.
+    fn skip_damaged(&mut self, skip: Skip, at: usize, opening: Option<Opening>) {
+        let end = self.window.position + at as u64;
+        let known = matches!(self.mode, Mode::Seeking { until, .. } if end <= until);
+        if !known && opening != Some(Opening::Other) {
+            self.skip(skip);
+        }
+    }
+
     /// Counts the record that begins here and is good up to `at`, and seeks the next behind its `{`.
-    fn damaged(&mut self, skip: Skip, at: usize) {
-        self.skip(skip);
+    fn damaged(&mut self, skip: Skip, at: usize, opening: Option<Opening>) {
+        self.skip_damaged(skip, at, opening);
         let damaged = &self.window.bytes()[..at];
         let on_lines = memchr(b'\n', damaged.trim_ascii_end()).is_some();
-        self.mode = Mode::Seeking { until: self.window.position + at as u64, on_lines };
+        let until = match self.mode {
+            Mode::Seeking { until, .. } => until,
+            Mode::Between => 0,
+        };
+        self.mode = Mode::Seeking { until: until.max(self.window.position + at as u64), on_lines };
         self.window.consume(1);
     }
 
@@ -405,7 +420,7 @@ impl<R: Read, F: FnMut(&Request<'_>)> Scanner<R, F> {
                 Walk::More(_) if ended => return self.window.consume(self.window.bytes().len()),
                 Walk::More(seen) => at = seen,
                 Walk::Ended(end) | Walk::Cut(end) => return self.window.consume(end),
-                Walk::Wrong(end) => {
+                Walk::Wrong(end) | Walk::TooDeep(end) => {
                     self.window.consume(end);
                     self.mode = Mode::Seeking { until: self.window.position, on_lines: false };
                     return;
@@ -472,17 +487,13 @@ impl<R: Read, F: FnMut(&Request<'_>)> Scanner<R, F> {
                 self.mode = Mode::Between;
                 return;
             }
-            let before = if at == 0 { self.window.before } else { bytes[at - 1] };
-            match Opening::at(bytes, at) {
-                Some(Opening::Known) => {}
-                Some(Opening::Other) if matches!(before, b'}' | b'\n') => {}
-                _ => {
-                    from = at + 1;
-                    continue;
-                }
+            let opening = Opening::at(bytes, at);
+            if opening.is_none() {
+                from = at + 1;
+                continue;
             }
             self.window.consume(at);
-            return self.record(true);
+            return self.record(opening);
         }
     }
 }

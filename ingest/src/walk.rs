@@ -46,10 +46,12 @@ pub(crate) enum Walk {
     More(usize),
     /// The value is complete; it ends before this position.
     Ended(usize),
-    /// The record was cut: a new line begins here.
+    /// The record was cut: its line ends here, and the next line is none of it.
     Cut(usize),
     /// What is here cannot be here.
     Wrong(usize),
+    /// Here it gets deeper than [`DEPTH_MAX`].
+    TooDeep(usize),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,11 +133,14 @@ impl Walker {
                     return Walk::More(at);
                 }
                 if Opening::at(bytes, at) == Some(Opening::Known) || iso_time(&bytes[at..]).is_some() {
-                    return Walk::Cut(at);
+                    return Walk::Cut(at.saturating_sub(1));
                 }
             }
+            if self.depth == DEPTH_MAX && matches!(byte, b'{' | b'[') {
+                return Walk::TooDeep(at);
+            }
             if !self.step(byte, at) {
-                return if line_start && self.depth > 0 { Walk::Cut(at) } else { Walk::Wrong(at) };
+                return if line_start && self.depth > 0 { Walk::Cut(at.saturating_sub(1)) } else { Walk::Wrong(at) };
             }
             at += 1;
             if self.depth == 0 && self.expect == Expect::CommaOrEnd {
@@ -149,9 +154,6 @@ impl Walker {
         use Expect::{Colon, CommaOrEnd, Key, KeyOrEnd, Scalar, Value, ValueOrEnd};
         match (byte, self.expect) {
             (b'{' | b'[', Value | ValueOrEnd) => {
-                if self.depth == DEPTH_MAX {
-                    return false;
-                }
                 if byte == b'[' && self.depth == 1 && self.events_key {
                     self.events = Some(at + 1);
                 }

@@ -93,7 +93,8 @@ fn live(policy: &Policy, folder: &Path) -> Result<Run, Failure> {
     ];
     let sets = Memory::default();
     for (family, id) in &set_ids {
-        sets.create(id, *family, &[]).map_err(|error| Failure::new(format!("failed to create `{}`: {error}", id.name)))?;
+        sets.create(id, *family, &[])
+            .map_err(|error| Failure::new(format!("failed to create `{}`: {error}", id.name)))?;
     }
     // What arrives when: an object can be read a minute after the one it is named for.
     let all = inputs::find(&[folder.to_owned()], &Period::default());

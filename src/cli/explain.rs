@@ -59,7 +59,7 @@ impl Collect for Watch<'_> {
                 .policy
                 .rules
                 .iter()
-                .filter(|rule| !rule.counts_everything() && rule.counts(request));
+                .filter(|rule| !rule.matches.conditions.is_empty() && rule.counts(request));
             self.first.push(Shown {
                 timestamp_ms: request.timestamp_ms,
                 method: request.method.to_string(),

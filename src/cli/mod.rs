@@ -183,8 +183,8 @@ fn ending<C>(printer: &Printer, reading: &Reading<C>) -> Result<Exit, Failure> {
             .map(|(skip, count)| format!("{count} {}", skip.name()))
             .collect();
         printer.warn(&format!(
-            "skipped {} records that could not be read: {}",
-            reading.skipped.total(),
+            "skipped {} that could not be read: {}",
+            output::several(reading.skipped.total(), "record"),
             reasons.join(", ")
         ));
     }
