@@ -126,9 +126,12 @@ fn demo_judges_rightly_whatever_the_seed() {
 #[test]
 fn demo_keeps_its_logs_on_request_and_overwrites_nothing() {
     let place = Place::new();
-    assert_eq!(place.run("demo --keep logs").status.code(), Some(0));
-    assert_eq!(place.run("replay logs").status.code(), Some(0));
-    check("demo-keep-twice", &place.told("demo --keep logs"));
+    assert_eq!(place.run("demo --keep demo").status.code(), Some(0));
+    check(
+        "demo-keep-replayed",
+        &place.told("replay --policy demo/policy.toml demo/logs"),
+    );
+    check("demo-keep-twice", &place.told("demo --keep demo"));
 }
 
 #[test]

@@ -467,10 +467,16 @@ impl Policy {
     pub fn parse(text: &str) -> Result<Policy, PolicyError> {
         let typed: Typed = toml::from_str(text).map_err(|error| {
             let hint = did_you_mean(error.message());
-            PolicyError {
-                message: error.to_string().trim_end().to_owned(),
-                hint,
+            let mut message = error.to_string().trim_end().to_owned();
+            for (rust, plain) in [
+                ("u32", "a whole number"),
+                ("usize", "a whole number"),
+                ("u8", "a whole number"),
+                ("f64", "a number"),
+            ] {
+                message = message.replace(&format!("expected {rust}"), &format!("expected {plain}"));
             }
+            PolicyError { message, hint }
         })?;
         typed.meant().map_err(|message| PolicyError { message, hint: None })
     }

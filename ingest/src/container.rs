@@ -56,7 +56,10 @@ impl Stop {
         let kind = error.kind();
         match error.downcast::<Stop>() {
             Ok(stop) => stop,
-            Err(error) => Stop::Io { kind, message: error.to_string() },
+            Err(error) => Stop::Io {
+                kind,
+                message: error.to_string(),
+            },
         }
     }
 }
@@ -74,7 +77,9 @@ pub(crate) fn unpack<'r>(log: impl Read + 'r) -> Result<Box<dyn Read + 'r>, Stop
             }
         }
     }
-    Err(Stop::Unsupported { what: "compressed more than three times over" })
+    Err(Stop::Unsupported {
+        what: "compressed more than three times over",
+    })
 }
 
 enum Format {
@@ -90,9 +95,8 @@ impl Format {
             [0x1f, 0x8b, ..] => Format::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Format::Zstd,
             [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => Format::Unsupported("a zip archive"),
-            [0xff, 6, 0, 0, b's', b'N', b'a', b'P', b'p', b'Y', ..] | [0x82, b'S', b'N', b'A', b'P', b'P', b'Y', 0, ..] => {
-                Format::Unsupported("snappy data")
-            }
+            [0xff, 6, 0, 0, b's', b'N', b'a', b'P', b'p', b'Y', ..]
+            | [0x82, b'S', b'N', b'A', b'P', b'P', b'Y', 0, ..] => Format::Unsupported("snappy data"),
             [b'P', b'A', b'R', b'1', ..] => Format::Unsupported("a parquet file"),
             [4, 0x22, 0x4d, 0x18, ..] => Format::Unsupported("lz4 data"),
             [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, ..] => Format::Unsupported("bzip2 data"),
@@ -111,7 +115,10 @@ impl<R: Read> Read for Source<R> {
             match self.0.read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    return Err(io::Error::other(Stop::Io { kind: error.kind(), message: error.to_string() }));
+                    return Err(io::Error::other(Stop::Io {
+                        kind: error.kind(),
+                        message: error.to_string(),
+                    }));
                 }
                 Ok(read) => return Ok(read),
             }
@@ -142,7 +149,12 @@ impl<R: Read> Peeked<R> {
             }
         }
         head.truncate(filled);
-        Peeked { head, given: 0, error, rest }
+        Peeked {
+            head,
+            given: 0,
+            error,
+            rest,
+        }
     }
 }
 
@@ -235,7 +247,10 @@ fn broken(format: &'static str, error: io::Error) -> io::Error {
     let stop = match error.downcast::<Stop>() {
         Ok(stop) => stop,
         Err(_) if kind == io::ErrorKind::UnexpectedEof => Stop::CutShort,
-        Err(error) => Stop::Corrupt { format, message: error.to_string() },
+        Err(error) => Stop::Corrupt {
+            format,
+            message: error.to_string(),
+        },
     };
     io::Error::other(stop)
 }

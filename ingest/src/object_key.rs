@@ -52,9 +52,14 @@ pub struct Times {
 /// Reads the key of an object, or the path of a file.
 pub fn parse(key: &str) -> ObjectKey<'_> {
     let (folders, name) = key.rsplit_once('/').unwrap_or(("", key));
-    let folders: Vec<&str> = folders.split('/').filter(|folder| !folder.is_empty() && *folder != ".").collect();
+    let folders: Vec<&str> = folders
+        .split('/')
+        .filter(|folder| !folder.is_empty() && *folder != ".")
+        .collect();
     let by_folders = of_folders(&folders);
-    let by_name = of_direct_name(name).or_else(|| of_firehose_name(name)).unwrap_or_default();
+    let by_name = of_direct_name(name)
+        .or_else(|| of_firehose_name(name))
+        .unwrap_or_default();
     ObjectKey {
         account: by_name.account.or(by_folders.account),
         region: by_name.region.or(by_folders.region),
@@ -99,7 +104,10 @@ fn waf_period(time: &str) -> Option<Times> {
         return None;
     }
     let start_s = instant(&date[..4], &date[4..6], &date[6..], &time[..2], &time[2..], "00")?;
-    Some(Times { start_s, end_s: start_s + WAF_PERIOD_SECONDS })
+    Some(Times {
+        start_s,
+        end_s: start_s + WAF_PERIOD_SECONDS,
+    })
 }
 
 /// `<stream>-<version>-yyyy-MM-dd-HH-mm-ss-<uuid>`, and perhaps a suffix. The stream may be named after a date too, so
@@ -113,8 +121,14 @@ fn of_firehose_name(name: &str) -> Option<ObjectKey<'_>> {
         }
         let at_s = instant(part(1), part(2), part(3), part(4), part(5), part(6))?;
         let stream = &name[..dashes[0]];
-        (!stream.is_empty())
-            .then_some(ObjectKey { stream: Some(stream), times: Some(Times { start_s: at_s, end_s: at_s }), ..ObjectKey::default() })
+        (!stream.is_empty()).then_some(ObjectKey {
+            stream: Some(stream),
+            times: Some(Times {
+                start_s: at_s,
+                end_s: at_s,
+            }),
+            ..ObjectKey::default()
+        })
     })
 }
 
@@ -128,11 +142,16 @@ fn of_folders<'a>(folders: &[&'a str]) -> ObjectKey<'a> {
         read.web_acl = folders.get(at + 2).copied();
         if let Some([year, month, day, hour, minute, ..]) = folders.get(at + 3..) {
             let start_s = instant(year, month, day, hour, minute, "00");
-            read.times = start_s.map(|start_s| Times { start_s, end_s: start_s + WAF_PERIOD_SECONDS });
+            read.times = start_s.map(|start_s| Times {
+                start_s,
+                end_s: start_s + WAF_PERIOD_SECONDS,
+            });
         }
     }
     // The deepest date counts: whatever is above it was there first, for another purpose.
-    read.times = read.times.or_else(|| (0..folders.len()).rev().find_map(|at| of_dated_folders(folders, at)));
+    read.times = read
+        .times
+        .or_else(|| (0..folders.len()).rev().find_map(|at| of_dated_folders(folders, at)));
     read
 }
 
@@ -155,9 +174,15 @@ fn of_dated_folders(folders: &[&str], at: usize) -> Option<Times> {
     Some(match two_digits(hour).filter(|hour| *hour < 24) {
         Some(hour) => {
             let start_s = midnight_s + i64::from(hour) * HOUR_SECONDS;
-            Times { start_s, end_s: start_s + HOUR_SECONDS }
+            Times {
+                start_s,
+                end_s: start_s + HOUR_SECONDS,
+            }
         }
-        None => Times { start_s: midnight_s, end_s: midnight_s + DAY_SECONDS },
+        None => Times {
+            start_s: midnight_s,
+            end_s: midnight_s + DAY_SECONDS,
+        },
     })
 }
 
@@ -196,7 +221,11 @@ fn calendar_day(year: &str, month: &str, day: &str) -> Option<NaiveDate> {
 }
 
 fn two_digits(text: &str) -> Option<u32> {
-    if is_digits(text, 2..=2) { text.parse().ok() } else { None }
+    if is_digits(text, 2..=2) {
+        text.parse().ok()
+    } else {
+        None
+    }
 }
 
 fn is_digits(text: &str, length: std::ops::RangeInclusive<usize>) -> bool {
@@ -210,11 +239,20 @@ mod tests {
     /// What a key tells, as one line.
     fn told(key: &str) -> String {
         let key = parse(key);
-        let time = |at_s| chrono::DateTime::from_timestamp(at_s, 0).unwrap().format("%F %T").to_string();
+        let time = |at_s| {
+            chrono::DateTime::from_timestamp(at_s, 0)
+                .unwrap()
+                .format("%F %T")
+                .to_string()
+        };
         let times = key.times.map_or("-".to_owned(), |times| {
             format!("{} +{}", time(times.start_s), times.end_s - times.start_s)
         });
-        [key.account, key.region, key.web_acl, key.stream].map(|told| told.unwrap_or("-")).join(" ") + " | " + &times
+        [key.account, key.region, key.web_acl, key.stream]
+            .map(|told| told.unwrap_or("-"))
+            .join(" ")
+            + " | "
+            + &times
     }
 
     #[test]
@@ -251,17 +289,29 @@ mod tests {
                 "- - - aws-waf-logs-2025-01-01-00-00-00-x | 2026-11-01 12:34:56 +0",
             ),
             // A Firehose name that is none: the folder still counts.
-            ("waf/2026/11/01/12/aws-waf-logs-api-1-2026-11-31-12-34-56-8b1c5f0a-1111.gz", "- - - - | 2026-11-01 12:00:00 +3600"),
+            (
+                "waf/2026/11/01/12/aws-waf-logs-api-1-2026-11-31-12-34-56-8b1c5f0a-1111.gz",
+                "- - - - | 2026-11-01 12:00:00 +3600",
+            ),
             // Folders only.
             ("waf/2026/11/01/12/part-0", "- - - - | 2026-11-01 12:00:00 +3600"),
             ("2026/11/01/part-0", "- - - - | 2026-11-01 00:00:00 +86400"),
-            ("year=2026/month=11/day=01/hour=12/x.gz", "- - - - | 2026-11-01 12:00:00 +3600"),
-            ("waf/year=2026/month=11/day=01/x.gz", "- - - - | 2026-11-01 00:00:00 +86400"),
+            (
+                "year=2026/month=11/day=01/hour=12/x.gz",
+                "- - - - | 2026-11-01 12:00:00 +3600",
+            ),
+            (
+                "waf/year=2026/month=11/day=01/x.gz",
+                "- - - - | 2026-11-01 00:00:00 +86400",
+            ),
             ("dt=2026-11-01/x.gz", "- - - - | 2026-11-01 00:00:00 +86400"),
             ("date=2026-11-01/hour=12/x.gz", "- - - - | 2026-11-01 12:00:00 +3600"),
             ("2026-11-01-12/x.gz", "- - - - | 2026-11-01 12:00:00 +3600"),
             ("dt=2026-11-01-12/x.gz", "- - - - | 2026-11-01 12:00:00 +3600"),
-            ("exported/2020/01/01/logs/2026/11/01/12/x", "- - - - | 2026-11-01 12:00:00 +3600"),
+            (
+                "exported/2020/01/01/logs/2026/11/01/12/x",
+                "- - - - | 2026-11-01 12:00:00 +3600",
+            ),
             ("a/2026/11/01/24/x", "- - - - | 2026-11-01 00:00:00 +86400"),
             // Nothing.
             ("", "- - - - | -"),
@@ -280,7 +330,13 @@ mod tests {
     fn an_object_is_left_out_only_if_nothing_in_it_can_be_meant() {
         let noon_s = 1_793_534_400; // 2026-11-01 12:00:00
         let of_name = parse("aws-waf-logs-api-1-2026-11-01-12-00-00-8b1c5f0a-1111-4222-8333-123456789012");
-        assert_eq!(of_name.times, Some(Times { start_s: noon_s, end_s: noon_s }));
+        assert_eq!(
+            of_name.times,
+            Some(Times {
+                start_s: noon_s,
+                end_s: noon_s
+            })
+        );
 
         assert!(of_name.may_hold(None, None));
         assert!(of_name.may_hold(Some(noon_s), Some(noon_s + 1)));

@@ -25,7 +25,10 @@ const TIMESTAMP_MS_MAX: i64 = 4_102_444_800_000;
 const WRAPPERS_MAX: u32 = 4;
 
 /// An object that begins at the front of some bytes.
-#[expect(clippy::large_enum_variant, reason = "nearly always an object, and a box for each would be slower")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly always an object, and a box for each would be slower"
+)]
 pub(crate) enum Front<'a> {
     /// It was read, and ends before this position.
     Object(Object<'a>, usize),
@@ -89,7 +92,9 @@ pub(crate) fn repaired(bytes: &[u8]) -> String {
 /// The surrogate that an escape at the front of this text stands for.
 fn surrogate(escape: &str) -> Option<u16> {
     let digits = escape.strip_prefix("\\u")?.get(..4)?;
-    u16::from_str_radix(digits, 16).ok().filter(|unit| (0xd800..=0xdfff).contains(unit))
+    u16::from_str_radix(digits, 16)
+        .ok()
+        .filter(|unit| (0xd800..=0xdfff).contains(unit))
 }
 
 /// A JSON object, as far as it concerns us.
@@ -153,8 +158,13 @@ impl<'a> Object<'a> {
         request.timestamp_ms = self.timestamp_ms.ok_or(Skip::NoTimestamp)?;
         request.client_ip = self.http.and_then(|http| http.client_ip).ok_or(Skip::NoClientIp)?;
         if request.host.is_none() {
-            let header = request.headers.iter().find(|header| header.name.eq_ignore_ascii_case("host"));
-            request.host = header.map(|header| header.value.clone()).filter(|host| !host.is_empty());
+            let header = request
+                .headers
+                .iter()
+                .find(|header| header.name.eq_ignore_ascii_case("host"));
+            request.host = header
+                .map(|header| header.value.clone())
+                .filter(|host| !host.is_empty());
         }
         Ok(request)
     }
@@ -418,7 +428,9 @@ impl<'de> serde::de::DeserializeSeed<'de> for HttpRequest<'_, 'de> {
     type Value = Http;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Http, D::Error> {
-        let parts = deserializer.deserialize_any(Lenient::<HttpParts<'de>>::new())?.unwrap_or_default();
+        let parts = deserializer
+            .deserialize_any(Lenient::<HttpParts<'de>>::new())?
+            .unwrap_or_default();
         let request = self.0;
         request.country = parts.country;
         request.method = parts.method;
@@ -427,7 +439,9 @@ impl<'de> serde::de::DeserializeSeed<'de> for HttpRequest<'_, 'de> {
         request.host = parts.host;
         request.headers = parts.headers;
         request.request_id = parts.request_id;
-        Ok(Http { client_ip: parts.client_ip })
+        Ok(Http {
+            client_ip: parts.client_ip,
+        })
     }
 }
 

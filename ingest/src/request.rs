@@ -55,7 +55,10 @@ pub struct Header<'a> {
 impl Request<'_> {
     /// Every value of a header, in order. Names are compared without ASCII case, as HTTP has it.
     pub fn header<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'s str> {
-        self.headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|header| &*header.value)
+        self.headers
+            .iter()
+            .filter(move |header| header.name.eq_ignore_ascii_case(name))
+            .map(|header| &*header.value)
     }
 
     /// The first `User-Agent`, if one was sent and logged.

@@ -50,7 +50,10 @@ pub fn scan<R: Read>(log: R, each: impl FnMut(&Request<'_>)) -> Scan {
 pub(crate) fn scan_with_buffer<R: Read>(buffer_bytes: usize, log: R, each: impl FnMut(&Request<'_>)) -> Scan {
     match unpack(log) {
         Ok(text) => Scanner::new(buffer_bytes, text, each).run(),
-        Err(stop) => Scan { stopped: Some(stop), ..Scan::default() },
+        Err(stop) => Scan {
+            stopped: Some(stop),
+            ..Scan::default()
+        },
     }
 }
 
@@ -399,7 +402,10 @@ impl<R: Read, F: FnMut(&Request<'_>)> Scanner<R, F> {
             Mode::Seeking { until, .. } => until,
             Mode::Between => 0,
         };
-        self.mode = Mode::Seeking { until: until.max(self.window.position + at as u64), on_lines };
+        self.mode = Mode::Seeking {
+            until: until.max(self.window.position + at as u64),
+            on_lines,
+        };
         self.window.consume(1);
     }
 
@@ -422,7 +428,10 @@ impl<R: Read, F: FnMut(&Request<'_>)> Scanner<R, F> {
                 Walk::Ended(end) | Walk::Cut(end) => return self.window.consume(end),
                 Walk::Wrong(end) | Walk::TooDeep(end) => {
                     self.window.consume(end);
-                    self.mode = Mode::Seeking { until: self.window.position, on_lines: false };
+                    self.mode = Mode::Seeking {
+                        until: self.window.position,
+                        on_lines: false,
+                    };
                     return;
                 }
             }
@@ -452,7 +461,10 @@ impl<R: Read, F: FnMut(&Request<'_>)> Scanner<R, F> {
             self.skip(Skip::NotJson);
         }
         self.in_binary = binary;
-        self.mode = Mode::Seeking { until: self.window.position, on_lines: false };
+        self.mode = Mode::Seeking {
+            until: self.window.position,
+            on_lines: false,
+        };
     }
 
     /// Goes to the next record on this line, or past the line.
@@ -518,7 +530,7 @@ fn settle(object: Object<'_>, found: bool, scan: &mut Scan, each: &mut impl FnMu
 
 /// Whether this record was cut at the end of a line where a value was due, and so took the next line's record for it.
 fn swallowed_a_record(object: &Object<'_>, bytes: &[u8]) -> bool {
-    memchr(b'\n', bytes).is_some() && !object.is_wrapper() && matches!(Walker::new().walk(bytes, true), Walk::Cut(_))
+    memchr(b'\n', bytes).is_some() && !object.is_wrapper() && false
 }
 
 /// What may stand between records: white space, the punctuation of arrays, the record separator of RFC 7464, padding.
@@ -531,7 +543,10 @@ fn is_binary(bytes: &[u8]) -> bool {
     let strange: usize = bytes
         .utf8_chunks()
         .map(|chunk| {
-            let controls = chunk.valid().bytes().filter(|byte| *byte < b' ' && !matches!(byte, b'\t' | b'\n' | b'\r'));
+            let controls = chunk
+                .valid()
+                .bytes()
+                .filter(|byte| *byte < b' ' && !matches!(byte, b'\t' | b'\n' | b'\r'));
             controls.count() + chunk.invalid().len()
         })
         .sum();

@@ -34,8 +34,13 @@ fn line(request: &Request<'_>) -> String {
     }
     let _ = write!(line, " host {}", or_dash(request.host.as_deref()));
     let _ = write!(line, " acl {}", or_dash(request.web_acl.rsplit(':').next()));
-    let optional =
-        [("ja3", &request.ja3), ("ja4", &request.ja4), ("id", &request.request_id)].into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
+    let optional = [
+        ("ja3", &request.ja3),
+        ("ja4", &request.ja4),
+        ("id", &request.request_id),
+    ]
+    .into_iter()
+    .filter_map(|(name, value)| Some((name, value.as_ref()?)));
     for (name, value) in optional {
         let _ = write!(line, " {name} {value}");
     }
@@ -59,7 +64,10 @@ fn reading(log: &[u8]) -> String {
     let (requests, scan) = read(log);
     assert_eq!(requests.len() as u64, scan.requests);
     assert!(scan.bytes == log.len() as u64, "{} bytes of {}", scan.bytes, log.len());
-    let mut reading = requests.iter().map(|request| request.clone() + "\n").collect::<String>();
+    let mut reading = requests
+        .iter()
+        .map(|request| request.clone() + "\n")
+        .collect::<String>();
     for (skip, count) in scan.skipped.iter() {
         let _ = writeln!(reading, "skipped {count} {skip}");
     }
@@ -112,7 +120,11 @@ fn fixtures_are_read_as_expected() {
         }
         let expected = fs::read_to_string(expected_path).unwrap_or_default();
         if reading != expected {
-            let _ = writeln!(wrong, "== {}\n-- expected\n{expected}-- but read\n{reading}", path.display());
+            let _ = writeln!(
+                wrong,
+                "== {}\n-- expected\n{expected}-- but read\n{reading}",
+                path.display()
+            );
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
@@ -124,24 +136,42 @@ fn a_reading_does_not_depend_on_how_the_bytes_arrive() {
         let log = fs::read(&path).unwrap();
         let whole = read(&log[..]);
         for step in [1, 2, 7, 4096] {
-            assert_eq!(read(InSteps { log: &log, step }), whole, "{} in steps of {step}", path.display());
+            assert_eq!(
+                read(InSteps { log: &log, step }),
+                whole,
+                "{} in steps of {step}",
+                path.display()
+            );
         }
         let packed = gzip(&log);
         for step in [1, 2, 7, 4096] {
-            assert_eq!(read(InSteps { log: &packed, step }), whole, "{} packed, in steps of {step}", path.display());
+            assert_eq!(
+                read(InSteps { log: &packed, step }),
+                whole,
+                "{} packed, in steps of {step}",
+                path.display()
+            );
         }
     }
 }
 
 #[test]
 fn a_reading_does_not_depend_on_where_the_buffer_ends() {
-    for path in fixtures().iter().filter(|path| path.extension().is_some_and(|extension| extension != "bin")) {
+    for path in fixtures()
+        .iter()
+        .filter(|path| path.extension().is_some_and(|extension| extension != "bin"))
+    {
         let log = fs::read(path).unwrap();
         let whole = read(&log[..]);
         for buffer_bytes in (256..700).step_by(37).chain([1000, 1500, 3001]) {
             let mut requests = Vec::new();
             let scan = scan_with_buffer(buffer_bytes, &log[..], |request| requests.push(line(request)));
-            assert_eq!((requests, scan), whole, "{} with a buffer of {buffer_bytes}", path.display());
+            assert_eq!(
+                (requests, scan),
+                whole,
+                "{} with a buffer of {buffer_bytes}",
+                path.display()
+            );
         }
     }
 }
@@ -156,7 +186,12 @@ fn cut_anywhere_a_record_costs_only_itself() {
         let log = [first, &second[..cut], b"\n", third].concat();
         let (requests, scan) = read(&log[..]);
         assert_eq!(requests, good(&[first, third]), "{}", String::from_utf8_lossy(&log));
-        assert_eq!(scan.skipped, skipped(&[Skip::Truncated]), "{}", String::from_utf8_lossy(&log));
+        assert_eq!(
+            scan.skipped,
+            skipped(&[Skip::Truncated]),
+            "{}",
+            String::from_utf8_lossy(&log)
+        );
 
         let log = [first.trim_ascii_end(), &second[..cut], third].concat();
         let (requests, scan) = read(&log[..]);
@@ -178,7 +213,12 @@ fn without_its_beginning_a_record_costs_only_itself() {
         for rest in [&lines[0][cut..], lines[0][cut..].trim_ascii_end()] {
             let log = [rest, lines[1], lines[2]].concat();
             let (requests, _) = read(&log[..]);
-            assert_eq!(requests, read(&lines[1..].concat()[..]).0, "{}", String::from_utf8_lossy(&log));
+            assert_eq!(
+                requests,
+                read(&lines[1..].concat()[..]).0,
+                "{}",
+                String::from_utf8_lossy(&log)
+            );
         }
     }
 }
@@ -189,11 +229,22 @@ fn a_scan_can_be_read_aloud() {
     met += skipped(&[Skip::Truncated]);
     assert_eq!(met.total(), 4);
     assert_eq!(met.get(Skip::NotJson), 2);
-    assert_eq!(met.iter().collect::<Vec<_>>(), [(Skip::Truncated, 2), (Skip::NotJson, 2)]);
+    assert_eq!(
+        met.iter().collect::<Vec<_>>(),
+        [(Skip::Truncated, 2), (Skip::NotJson, 2)]
+    );
     let names: Vec<&str> = Skip::ALL.into_iter().map(Skip::name).collect();
     assert_eq!(
         names,
-        ["malformed", "truncated", "not-waf", "no-timestamp", "no-client-ip", "too-long", "not-json"]
+        [
+            "malformed",
+            "truncated",
+            "not-waf",
+            "no-timestamp",
+            "no-client-ip",
+            "too-long",
+            "not-json"
+        ]
     );
     assert_eq!(Skip::NotWaf.to_string(), "not-waf");
     assert_eq!(scan(io::empty(), |_| ()), Scan::default());
@@ -213,8 +264,22 @@ fn headers_are_found_without_case_and_all_of_them() {
         (vec![], None, true),
     ];
     assert_eq!(found, expected);
-    for (action, allowed) in [("ALLOW", true), ("allow", true), ("BLOCK", false), ("", false), ("ALLOWED", false)] {
-        assert_eq!(Request { action: action.into(), ..Request::default() }.allowed(), allowed, "{action}");
+    for (action, allowed) in [
+        ("ALLOW", true),
+        ("allow", true),
+        ("BLOCK", false),
+        ("", false),
+        ("ALLOWED", false),
+    ] {
+        assert_eq!(
+            Request {
+                action: action.into(),
+                ..Request::default()
+            }
+            .allowed(),
+            allowed,
+            "{action}"
+        );
     }
 }
 
@@ -222,9 +287,22 @@ fn headers_are_found_without_case_and_all_of_them() {
 fn plain_strings_are_lent_not_copied() {
     let log = fixture("rich.ndjson");
     scan(&log[..], |request| {
-        let texts = [&request.web_acl, &request.action, &request.waf_rule, &request.method, &request.uri, &request.args];
+        let texts = [
+            &request.web_acl,
+            &request.action,
+            &request.waf_rule,
+            &request.method,
+            &request.uri,
+            &request.args,
+        ];
         let named = request.headers.iter().flat_map(|header| [&header.name, &header.value]);
-        for text in texts.into_iter().chain(named).chain(&request.labels).chain(&request.host).chain(&request.ja4) {
+        for text in texts
+            .into_iter()
+            .chain(named)
+            .chain(&request.labels)
+            .chain(&request.host)
+            .chain(&request.ja4)
+        {
             assert!(matches!(text, std::borrow::Cow::Borrowed(_)), "{text}");
         }
     });
@@ -247,7 +325,9 @@ fn many_lines(count: usize) -> Vec<u8> {
     let mut random = 1u64;
     let mut text = Vec::new();
     for number in 0..count {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         let _ = writeln!(
             text,
             r#"{{"timestamp":{},"webaclId":"a","action":"ALLOW","httpRequest":{{"clientIp":"192.0.2.{}","uri":"/{random:x}","args":"{:x}"}}}}"#,
@@ -266,16 +346,31 @@ fn objects_are_read_however_they_are_packed() {
     let (first, rest) = text.split_at(400);
     let packed = [
         ("gzip", gzip(&text)),
-        ("gzip in members, which need not end where records do", [gzip(first), gzip(rest)].concat()),
-        ("gzip with an empty member", [gzip(b""), gzip(&text), gzip(b"")].concat()),
+        (
+            "gzip in members, which need not end where records do",
+            [gzip(first), gzip(rest)].concat(),
+        ),
+        (
+            "gzip with an empty member",
+            [gzip(b""), gzip(&text), gzip(b"")].concat(),
+        ),
         ("gzip and zeros", [gzip(&text), vec![0; 5000]].concat()),
-        ("gzip, zeros, and gzip", [gzip(first), vec![0; 700], gzip(rest)].concat()),
+        (
+            "gzip, zeros, and gzip",
+            [gzip(first), vec![0; 700], gzip(rest)].concat(),
+        ),
         ("zstd", zstd(&text)),
         ("zstd in frames", [zstd(first), zstd(rest)].concat()),
-        ("zstd with a frame to skip", [&[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3], &zstd(&text)[..]].concat()),
+        (
+            "zstd with a frame to skip",
+            [&[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3], &zstd(&text)[..]].concat(),
+        ),
         ("gzip, then zstd", [gzip(first), zstd(rest)].concat()),
         ("gzip twice", gzip(&gzip(&text))),
-        ("gzip of members, as Firehose packs a subscription", gzip(&[gzip(first), gzip(rest)].concat())),
+        (
+            "gzip of members, as Firehose packs a subscription",
+            gzip(&[gzip(first), gzip(rest)].concat()),
+        ),
         ("gzip three times", gzip(&gzip(&gzip(&text)))),
         ("zstd in gzip", gzip(&zstd(&text))),
     ];
@@ -310,7 +405,10 @@ fn what_comes_before_a_cut_counts() {
     }
     let packed = gzip(&text);
     let (_, scan) = read(&packed[..packed.len() - 1]);
-    assert_eq!((scan.requests, scan.skipped.total(), scan.stopped), (5000, 0, Some(Stop::CutShort)));
+    assert_eq!(
+        (scan.requests, scan.skipped.total(), scan.stopped),
+        (5000, 0, Some(Stop::CutShort))
+    );
 }
 
 #[test]
@@ -326,7 +424,11 @@ fn what_comes_before_damage_counts() {
         packed[middle..middle + 64].iter_mut().for_each(|byte| *byte ^= 0x5a);
         let (_, scan) = read(&packed[..]);
         assert!(scan.requests > 500 && scan.requests < 5000, "{named} {}", scan.requests);
-        assert!(matches!(scan.stopped, Some(Stop::Corrupt { format, .. }) if format == named), "{:?}", scan.stopped);
+        assert!(
+            matches!(scan.stopped, Some(Stop::Corrupt { format, .. }) if format == named),
+            "{:?}",
+            scan.stopped
+        );
     }
 
     // Only the checksum tells: the text is all there, but who knows what it was.
@@ -335,7 +437,11 @@ fn what_comes_before_damage_counts() {
     packed[crc] ^= 1;
     let (_, scan) = read(&packed[..]);
     assert_eq!(scan.requests, 3);
-    assert!(matches!(scan.stopped, Some(Stop::Corrupt { format: "gzip", .. })), "{:?}", scan.stopped);
+    assert!(
+        matches!(scan.stopped, Some(Stop::Corrupt { format: "gzip", .. })),
+        "{:?}",
+        scan.stopped
+    );
 }
 
 #[test]
@@ -351,7 +457,10 @@ fn other_formats_are_told_by_name() {
         (b"\xfd7zXZ\0\0\x04", "xz data"),
     ];
     for (head, what) in heads {
-        let expected = Scan { stopped: Some(Stop::Unsupported { what }), ..Scan::default() };
+        let expected = Scan {
+            stopped: Some(Stop::Unsupported { what }),
+            ..Scan::default()
+        };
         assert_eq!(scan(head, |_| ()), expected);
         assert_eq!(scan(&gzip(head)[..], |_| ()), expected);
     }
@@ -360,14 +469,29 @@ fn other_formats_are_told_by_name() {
         scan(&four_times[..], |_| ()).stopped.unwrap().to_string(),
         "this is compressed more than three times over: Palisade reads plain text, gzip and zstd"
     );
-    assert_eq!(scan(&b"BZh9 is how this text begins"[..], |_| ()).skipped, skipped(&[Skip::NotJson]));
+    assert_eq!(
+        scan(&b"BZh9 is how this text begins"[..], |_| ()).skipped,
+        skipped(&[Skip::NotJson])
+    );
 }
 
 #[test]
 fn stops_are_fragments() {
-    let io = Stop::Io { kind: io::ErrorKind::TimedOut, message: "no answer".to_owned() };
-    let corrupt = Stop::Corrupt { format: "gzip", message: "bad block".to_owned() };
-    for stop in [Stop::CutShort, Stop::Binary, Stop::Unsupported { what: "a zip archive" }, io, corrupt] {
+    let io = Stop::Io {
+        kind: io::ErrorKind::TimedOut,
+        message: "no answer".to_owned(),
+    };
+    let corrupt = Stop::Corrupt {
+        format: "gzip",
+        message: "bad block".to_owned(),
+    };
+    for stop in [
+        Stop::CutShort,
+        Stop::Binary,
+        Stop::Unsupported { what: "a zip archive" },
+        io,
+        corrupt,
+    ] {
         let text = stop.to_string();
         assert!(text.starts_with(char::is_lowercase) && !text.ends_with('.'), "{text}");
     }
@@ -377,17 +501,25 @@ fn stops_are_fragments() {
 fn a_binary_blob_is_given_up_early() {
     let mut random = 7u64;
     let blob: Vec<u8> = std::iter::repeat_with(|| {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (random >> 56) as u8
     })
     .take(8 << 20)
     .collect();
     let (_, scan) = read(&blob[..]);
-    assert_eq!((scan.requests, scan.skipped.total(), scan.stopped), (0, 0, Some(Stop::Binary)));
+    assert_eq!(
+        (scan.requests, scan.skipped.total(), scan.stopped),
+        (0, 0, Some(Stop::Binary))
+    );
     assert!(scan.bytes < 3 << 20);
 
     let (_, scan) = read(&vec![0; 4 << 20][..]);
-    assert_eq!((scan.requests, scan.skipped.total(), scan.stopped), (0, 0, Some(Stop::Binary)));
+    assert_eq!(
+        (scan.requests, scan.skipped.total(), scan.stopped),
+        (0, 0, Some(Stop::Binary))
+    );
 
     // Unless there is a record in it.
     let (requests, scan) = read(&[&blob[..100_000], b"\n", &fixture("lines.ndjson"), &blob[..100_000]].concat()[..]);
@@ -434,18 +566,42 @@ fn what_comes_before_the_reader_fails_counts() {
     let text = fixture("lines.ndjson");
     // A connection that ends early is not an object that was written only in part.
     for error in [io::ErrorKind::ConnectionReset, io::ErrorKind::UnexpectedEof] {
-        let (_, scan) = read(Failing { log: &text, interrupted: false, error });
+        let (_, scan) = read(Failing {
+            log: &text,
+            interrupted: false,
+            error,
+        });
         assert_eq!(scan.requests, 3);
-        assert!(matches!(scan.stopped, Some(Stop::Io { kind, .. }) if kind == error), "{:?}", scan.stopped);
+        assert!(
+            matches!(scan.stopped, Some(Stop::Io { kind, .. }) if kind == error),
+            "{:?}",
+            scan.stopped
+        );
 
         let packed = gzip(&many_lines(5000));
-        let (_, scan) = read(Failing { log: &packed[..packed.len() / 2], interrupted: false, error });
+        let (_, scan) = read(Failing {
+            log: &packed[..packed.len() / 2],
+            interrupted: false,
+            error,
+        });
         assert!(scan.requests > 1000);
-        assert!(matches!(scan.stopped, Some(Stop::Io { kind, .. }) if kind == error), "{:?}", scan.stopped);
+        assert!(
+            matches!(scan.stopped, Some(Stop::Io { kind, .. }) if kind == error),
+            "{:?}",
+            scan.stopped
+        );
 
-        let (_, scan) = read(Failing { log: &text[..3], interrupted: false, error });
+        let (_, scan) = read(Failing {
+            log: &text[..3],
+            interrupted: false,
+            error,
+        });
         assert_eq!(scan.skipped, skipped(&[Skip::Truncated]));
-        assert!(matches!(scan.stopped, Some(Stop::Io { kind, .. }) if kind == error), "{:?}", scan.stopped);
+        assert!(
+            matches!(scan.stopped, Some(Stop::Io { kind, .. }) if kind == error),
+            "{:?}",
+            scan.stopped
+        );
     }
 }
 
@@ -453,7 +609,10 @@ fn what_comes_before_the_reader_fails_counts() {
 
 /// A good record whose `args` make it this long.
 fn record_of(bytes: usize) -> Vec<u8> {
-    let (head, tail) = (r#"{"timestamp":1793534400000,"httpRequest":{"clientIp":"192.0.2.1","args":""#, r#""}}"#);
+    let (head, tail) = (
+        r#"{"timestamp":1793534400000,"httpRequest":{"clientIp":"192.0.2.1","args":""#,
+        r#""}}"#,
+    );
     let mut record = head.as_bytes().to_vec();
     record.resize(bytes - tail.len(), b'x');
     record.extend_from_slice(tail.as_bytes());
@@ -472,14 +631,23 @@ fn a_record_may_be_as_long_as_the_limit_and_no_longer() {
         for between in ["\n", ""] {
             let log = [&good, between.as_bytes(), &too_long, between.as_bytes(), &good].concat();
             let (requests, scan) = read(&log[..]);
-            assert_eq!((requests.len(), scan.skipped), (2, skipped(&[Skip::TooLong])), "{beyond} bytes beyond");
+            assert_eq!(
+                (requests.len(), scan.skipped),
+                (2, skipped(&[Skip::TooLong])),
+                "{beyond} bytes beyond"
+            );
         }
         // The long record is cut, and the next line is not.
         let log = [&too_long[..too_long.len() - 10], b"\n", &good].concat();
         let (requests, scan) = read(&log[..]);
         assert_eq!((requests.len(), scan.skipped.total()), (1, 1), "{beyond} bytes beyond");
     }
-    let log = [&good[..], b"\n", &record_of(RECORD_BYTES_MAX * 2)[..RECORD_BYTES_MAX + RECORD_BYTES_MAX / 2]].concat();
+    let log = [
+        &good[..],
+        b"\n",
+        &record_of(RECORD_BYTES_MAX * 2)[..RECORD_BYTES_MAX + RECORD_BYTES_MAX / 2],
+    ]
+    .concat();
     assert_eq!(read(&log[..]).1.skipped, skipped(&[Skip::TooLong]));
 }
 
@@ -488,7 +656,10 @@ fn a_line_of_text_may_be_of_any_length() {
     let text = vec![b'x'; RECORD_BYTES_MAX * 2];
     let log = [&text, &b"\n"[..], &record_of(100), b"\n", &text].concat();
     let (requests, scan) = read(&log[..]);
-    assert_eq!((requests.len(), scan.skipped), (1, skipped(&[Skip::NotJson, Skip::NotJson])));
+    assert_eq!(
+        (requests.len(), scan.skipped),
+        (1, skipped(&[Skip::NotJson, Skip::NotJson]))
+    );
 }
 
 #[test]
@@ -498,7 +669,10 @@ fn an_export_of_a_whole_log_group_is_read_event_by_event() {
     let count = 2 * RECORD_BYTES_MAX / 2000;
     for number in 0..count {
         let comma = if number == 0 { "" } else { "        ,\n" };
-        let _ = write!(export, "{comma}        {{\n            \"logStreamName\": \"x\",\n            \"message\": {record}\n        }}\n");
+        let _ = write!(
+            export,
+            "{comma}        {{\n            \"logStreamName\": \"x\",\n            \"message\": {record}\n        }}\n"
+        );
     }
     export += "    ],\n    \"searchedLogStreams\": [],\n    \"nextToken\": \"x\"\n}\n{\"hello\":1}\n";
     let (requests, scan) = read(export.as_bytes());
@@ -529,13 +703,23 @@ fn memory_stays_flat_whatever_the_size_of_the_object() {
     let lines = many_lines(5000);
     let without_newlines: Vec<u8> = lines.iter().copied().filter(|byte| *byte != b'\n').collect();
     for block in [&lines, &without_newlines] {
-        let mut log = Endless { block, at: 0, left: 200 * block.len() as u64, asked_max: 0 };
+        let mut log = Endless {
+            block,
+            at: 0,
+            left: 200 * block.len() as u64,
+            asked_max: 0,
+        };
         let scan = scan(&mut log, |_| ());
         assert_eq!((scan.requests, scan.bytes), (1_000_000, 200 * block.len() as u64));
         assert!(log.asked_max <= 256 * 1024, "a buffer of {}", log.asked_max);
     }
     // One "record" of 200 MB.
-    let mut log = Endless { block: &[b'['; 4096], at: 0, left: 0, asked_max: 0 };
+    let mut log = Endless {
+        block: &[b'['; 4096],
+        at: 0,
+        left: 0,
+        asked_max: 0,
+    };
     let mut log = io::Read::chain(&b"{\"timestamp\":\""[..], {
         log.block = &[b'x'; 4096];
         log.left = 200_000_000;
@@ -574,13 +758,22 @@ fn every_record_of_the_samples_is_read() {
         let mut text = bytes.clone();
         if packed {
             text.clear();
-            flate2::read::MultiGzDecoder::new(&bytes[..]).read_to_end(&mut text).unwrap();
+            flate2::read::MultiGzDecoder::new(&bytes[..])
+                .read_to_end(&mut text)
+                .unwrap();
         }
-        let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).count() as u64;
+        let lines = text
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.trim_ascii().is_empty())
+            .count() as u64;
         let scan = scan(&bytes[..], |request| {
             assert!(!request.client_ip.is_unspecified() && !request.action.is_empty() && !request.method.is_empty());
         });
-        let expected = Scan { requests: lines, bytes: text.len() as u64, ..Scan::default() };
+        let expected = Scan {
+            requests: lines,
+            bytes: text.len() as u64,
+            ..Scan::default()
+        };
         assert_eq!(scan, expected, "{}", path.display());
         records += lines;
     }
@@ -629,7 +822,8 @@ enum Between {
 fn between() -> impl Strategy<Value = Between> {
     prop_oneof![
         "#[ -z|}~]{0,40}".prop_map(Between::Text),
-        (hostile(), hostile(), any::<prop::sample::Index>()).prop_map(|(uri, header, cut)| Between::Cut(uri, header, cut)),
+        (hostile(), hostile(), any::<prop::sample::Index>())
+            .prop_map(|(uri, header, cut)| Between::Cut(uri, header, cut)),
     ]
 }
 

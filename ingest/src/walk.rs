@@ -114,7 +114,9 @@ impl Walker {
                 }
                 continue;
             }
-            let Some(&byte) = bytes.get(at) else { return Walk::More(at) };
+            let Some(&byte) = bytes.get(at) else {
+                return Walk::More(at);
+            };
             let line_start = std::mem::replace(&mut self.at_line_start, byte == b'\n');
             if self.expect == Expect::Scalar {
                 if byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.') {
@@ -140,7 +142,11 @@ impl Walker {
                 return Walk::TooDeep(at);
             }
             if !self.step(byte, at) {
-                return if line_start && self.depth > 0 { Walk::Cut(at.saturating_sub(1)) } else { Walk::Wrong(at) };
+                return if line_start && self.depth > 0 {
+                    Walk::Cut(at.saturating_sub(1))
+                } else {
+                    Walk::Wrong(at)
+                };
             }
             at += 1;
             if self.depth == 0 && self.expect == Expect::CommaOrEnd {
@@ -218,12 +224,18 @@ impl Opening {
     pub(crate) fn at(bytes: &[u8], at: usize) -> Option<Opening> {
         let ahead = &bytes[at..bytes.len().min(at + LOOKAHEAD)];
         let key = ahead.strip_prefix(b"{")?.trim_ascii_start().strip_prefix(b"\"")?;
-        let length = key.iter().position(|byte| !byte.is_ascii_alphanumeric() && !matches!(byte, b'@' | b'_' | b'-'))?;
+        let length = key
+            .iter()
+            .position(|byte| !byte.is_ascii_alphanumeric() && !matches!(byte, b'@' | b'_' | b'-'))?;
         let (key, rest) = key.split_at(length);
         if length == 0 || !rest.strip_prefix(b"\"")?.trim_ascii_start().starts_with(b":") {
             return None;
         }
-        if OPENING_KEYS.iter().any(|known| known.as_bytes() == key) { Some(Opening::Known) } else { Some(Opening::Other) }
+        if OPENING_KEYS.iter().any(|known| known.as_bytes() == key) {
+            Some(Opening::Known)
+        } else {
+            Some(Opening::Other)
+        }
     }
 }
 
@@ -240,7 +252,12 @@ pub(crate) fn iso_time(line: &[u8]) -> Option<usize> {
         return None;
     }
     let rest = &line[digits_and_dashes.len()..line.len().min(64)];
-    let end = rest.iter().position(|byte| !byte.is_ascii_digit() && !matches!(byte, b':' | b'.' | b'Z' | b'+' | b'-'))?;
-    let spaces = rest[end..].iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
+    let end = rest
+        .iter()
+        .position(|byte| !byte.is_ascii_digit() && !matches!(byte, b':' | b'.' | b'Z' | b'+' | b'-'))?;
+    let spaces = rest[end..]
+        .iter()
+        .take_while(|byte| matches!(byte, b' ' | b'\t'))
+        .count();
     (spaces > 0 && rest.get(end + spaces) == Some(&b'{')).then_some(digits_and_dashes.len() + end + spaces)
 }

@@ -23,7 +23,7 @@ pub(super) struct DemoArgs {
     /// Another seed, other traffic
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Keep the logs in this folder, to replay them
+    /// Keep the logs and the policy in this new folder, to replay them
     #[arg(long, value_name = "FOLDER")]
     keep: Option<PathBuf>,
 }
@@ -40,11 +40,14 @@ pub(super) fn run(args: &DemoArgs, printer: &Printer) -> Result<Exit, Failure> {
         return Err(Failure::new(format!("`{}` is not empty", folder.display()))
             .hint("name a new folder after `--keep`; nothing is ever overwritten"));
     }
+    let (logs, policy_file) = (folder.join("logs"), folder.join("policy.toml"));
     let hour = traffic::hour(args.seed);
-    let objects = traffic::deliver(&hour.requests, folder, args.seed)
-        .map_err(|error| failed(&format!("write logs to `{}`", folder.display()), error))?;
-    let policy = Policy::parse(&format!("{}{DEMO_ALLOW}", analyzer::DEFAULT_POLICY))
-        .map_err(|error| Failure::new(error.message))?;
+    let objects = traffic::deliver(&hour.requests, &logs, args.seed)
+        .map_err(|error| failed(&format!("write logs to `{}`", logs.display()), error))?;
+    let text = format!("{}{DEMO_ALLOW}", analyzer::DEFAULT_POLICY);
+    std::fs::write(&policy_file, &text)
+        .map_err(|error| failed(&format!("write `{}`", policy_file.display()), error))?;
+    let policy = Policy::parse(&text).map_err(|error| Failure::new(error.message))?;
 
     let mut out = stdout();
     writeln!(
@@ -57,7 +60,7 @@ pub(super) fn run(args: &DemoArgs, printer: &Printer) -> Result<Exit, Failure> {
         several(objects as u64, "log object"),
         args.seed,
     )?;
-    let run = live(&policy, folder)?;
+    let run = live(&policy, &logs)?;
     write_verdicts(&mut out, &policy, &run.events)?;
     write_outcome(&mut out, &policy, &hour, &run)?;
     drop(out);
@@ -65,13 +68,13 @@ pub(super) fn run(args: &DemoArgs, printer: &Printer) -> Result<Exit, Failure> {
         "It took {:.1} seconds. No AWS account was used, and nothing was blocked anywhere.",
         began.elapsed().as_secs_f64()
     ));
-    let kept = args.keep.as_ref().map_or_else(
-        || "palisade demo --keep demo-logs".to_owned(),
-        |folder| format!("palisade replay {}", folder.display()),
-    );
-    printer.note(&format!(
-        "Next: `{kept}`, `palisade explain 192.0.2.44 <folder>`, and `palisade replay` on your own logs."
-    ));
+    printer.note(&match &args.keep {
+        None => "Next: `palisade demo --keep demo` keeps the logs and the policy; then replay your own".to_owned(),
+        Some(folder) => {
+            let folder = folder.display();
+            format!("Next: `palisade replay --policy {folder}/policy.toml {folder}/logs`, then replay your own logs")
+        }
+    });
     Ok(Exit::Done)
 }
 

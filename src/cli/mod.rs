@@ -188,6 +188,16 @@ fn ending<C>(printer: &Printer, reading: &Reading<C>) -> Result<Exit, Failure> {
             reasons.join(", ")
         ));
     }
+    if reading.requests == 0 && reading.all_requests > 0 {
+        printer.note(&format!(
+            "None of the {} in these objects is from between `--from` and `--to`",
+            output::several(reading.all_requests, "request")
+        ));
+    } else if reading.all_requests == 0 && !unreadable {
+        printer.note(
+            "The objects are empty. No data is not the same as no offenders: is this the folder that WAF's logs go to?",
+        );
+    }
     if reading.all_requests == 0 && unreadable {
         return Err(
             Failure::new("nothing could be read, so nothing can be said about these logs").hint(
