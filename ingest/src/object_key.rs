@@ -1,9 +1,12 @@
 //! Says what the key of a log object tells about the records inside, so that those out of question need not be fetched.
 //!
-//! Two names are AWS's own: those of WAF's delivery to S3 ([Amazon S3 bucket as a destination][direct]) and of Firehose
-//! ([Amazon S3 object name format][firehose]). People choose the folders above Firehose's names freely ([Custom prefixes
-//! for Amazon S3 objects][prefixes]), so of those we know the customary ones. A key that says nothing is no error: its
-//! object has to be read.
+//! Two names are AWS's own: those of WAF's delivery to S3 ([Sending logs to an S3 bucket][direct]) and of Firehose
+//! ([Configure Amazon S3 object name format][firehose]). People choose the folders above Firehose's names freely ([Custom
+//! prefixes for Amazon S3 objects][prefixes]), so of those we know the customary ones. A key that says nothing is no
+//! error: its object has to be read.
+//!
+//! Times are taken as UTC. That is the default; a Firehose stream with a `CustomTimeZone` writes its own time into both
+//! the folders and the name, and nothing in the key tells. Do not leave out objects of such a stream by their keys.
 //!
 //! [direct]: https://docs.aws.amazon.com/waf/latest/developerguide/logging-s3.html
 //! [firehose]: https://docs.aws.amazon.com/firehose/latest/dev/s3-object-name.html
@@ -11,15 +14,22 @@
 
 use chrono::NaiveDate;
 
-/// How much older than its object's time a record may be. WAF and Firehose deliver within minutes as a rule, but both
-/// retry, and neither promises anything ("Data delivery" in the Firehose guide).
+/// How much older than its object's time a record may be. A Firehose key names the arrival of the oldest record in the
+/// object ([Custom prefixes for Amazon S3 objects][prefixes]), not the request; WAF's names the period of delivery, which
+/// lags behind. Both take minutes as a rule, but both retry, and neither promises anything.
+///
+/// [prefixes]: https://docs.aws.amazon.com/firehose/latest/dev/s3-prefixes.html
 pub const DELIVERY_LATE_SECONDS: i64 = 60 * 60;
 
-/// How much younger than its object's time a record may be. The time in a key is the beginning of a period, and
-/// Firehose gathers for up to 900 seconds ("Buffering hints": 0–900) before it writes the object.
+/// How much younger than its object's time a record may be: Firehose gathers for up to 900 seconds after the first record
+/// before it writes the object ([Buffering hints][hints]).
+///
+/// [hints]: https://docs.aws.amazon.com/firehose/latest/APIReference/API_BufferingHints.html
 pub const GATHERING_SECONDS: i64 = 15 * 60;
 
-/// WAF writes its objects to S3 for periods of five minutes ("Each log file … 5 minutes" in "Amazon S3 bucket").
+/// WAF publishes its log files to S3 every five minutes ([Sending logs to an S3 bucket][direct]).
+///
+/// [direct]: https://docs.aws.amazon.com/waf/latest/developerguide/logging-s3.html
 const WAF_PERIOD_SECONDS: i64 = 5 * 60;
 
 const HOUR_SECONDS: i64 = 60 * 60;
@@ -72,8 +82,8 @@ pub fn parse(key: &str) -> ObjectKey<'_> {
 impl ObjectKey<'_> {
     /// Whether the object may hold records of the time from `from_s` up to, but not including, `to_s`.
     ///
-    /// `false` is certain, as far as AWS keeps to [`DELIVERY_LATE_SECONDS`] and [`GATHERING_SECONDS`]. A key without
-    /// time may hold anything.
+    /// `false` is certain as far as AWS keeps to [`DELIVERY_LATE_SECONDS`] and [`GATHERING_SECONDS`], and the key to UTC.
+    /// An object whose key tells no time may hold anything.
     pub fn may_hold(&self, from_s: Option<i64>, to_s: Option<i64>) -> bool {
         let Some(times) = self.times else { return true };
         let first_s = times.start_s - DELIVERY_LATE_SECONDS;

@@ -16,8 +16,8 @@ use crate::record::{self, Front, Object};
 use crate::request::Request;
 use crate::walk::{LOOKAHEAD, Opening, Walk, Walker, iso_time};
 
-/// A longer record is skipped. WAF's own records end at 1,000 KiB, Firehose's limit; the rest is room for wrappers,
-/// which hold up to 6 MiB of escaped records. It bounds the memory of a scan.
+/// A longer record is skipped. Firehose takes none above 1,000 KiB; the rest is room for wrappers, which hold many
+/// records at once, escaped. This bounds the memory of a scan.
 pub const RECORD_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// The buffer at first. It grows only for records that do not fit.
@@ -530,7 +530,7 @@ fn settle(object: Object<'_>, found: bool, scan: &mut Scan, each: &mut impl FnMu
 
 /// Whether this record was cut at the end of a line where a value was due, and so took the next line's record for it.
 fn swallowed_a_record(object: &Object<'_>, bytes: &[u8]) -> bool {
-    memchr(b'\n', bytes).is_some() && !object.is_wrapper() && false
+    memchr(b'\n', bytes).is_some() && !object.is_wrapper() && matches!(Walker::new().walk(bytes, true), Walk::Cut(_))
 }
 
 /// What may stand between records: white space, the punctuation of arrays, the record separator of RFC 7464, padding.

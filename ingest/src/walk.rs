@@ -261,3 +261,74 @@ pub(crate) fn iso_time(line: &[u8]) -> Option<usize> {
         .count();
     (spaces > 0 && rest.get(end + spaces) == Some(&b'{')).then_some(digits_and_dashes.len() + end + spaces)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_real_keys_open_a_record() {
+        let checks = [
+            (r#"{"timestamp":1"#, Some(Opening::Known)),
+            ("{ \r\n\t \"@message\" : ", Some(Opening::Known)),
+            (r#"{"name":"#, Some(Opening::Other)),
+            (r#"{"Timestamp":"#, Some(Opening::Other)),
+            // What such bytes are in strings that clients send.
+            (r#"{\"timestamp\":1}"#, None),
+            (r#"{","args":""#, None),
+            (r#"{"}]"#, None),
+            (r#"{"},{"name":"#, None),
+            // What is no key, or not yet.
+            (r#"{"timestamp","#, None),
+            (r#"{"timestamp":"#.get(..11).unwrap(), None),
+            (r#"{"":1"#, None),
+            ("{}", None),
+            ("{", None),
+        ];
+        for (text, expected) in checks {
+            assert_eq!(Opening::at(text.as_bytes(), 0), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_walk_can_pause_anywhere() {
+        let texts: [(&[u8], Walk); 7] = [
+            (
+                br#"{"a":[1,-2.5e3,true,null,"x\"\\",{}],"b":{"c":[]}} rest"#,
+                Walk::Ended(50),
+            ),
+            (b"{\"a\":\"x\n\"}", Walk::Cut(7)),
+            (b"{\"a\":[\n{\"timestamp\":1}", Walk::Cut(6)),
+            (b"{\"a\":[\n{\"name\":1}]}", Walk::Ended(18)),
+            (b"{\"a\":1\n2026-11-01T12:00:00Z {", Walk::Cut(6)),
+            (b"{\"a\":[}", Walk::Wrong(6)),
+            (b"{\"a\" 1}", Walk::Wrong(5)),
+        ];
+        for (text, expected) in texts {
+            assert_eq!(
+                Walker::new().walk(text, true),
+                expected,
+                "{}",
+                String::from_utf8_lossy(text)
+            );
+            for pause in 0..text.len() {
+                let mut walker = Walker::new();
+                // What was not walked yet comes again.
+                let (whole, offset) = match walker.walk(&text[..pause], false) {
+                    Walk::More(at) => (walker.walk(&text[at..], true), at),
+                    whole => (whole, 0),
+                };
+                let whole = match whole {
+                    Walk::More(at) => Walk::More(at + offset),
+                    Walk::Ended(at) => Walk::Ended(at + offset),
+                    // At the very beginning of a piece the newline before it is out of sight.
+                    Walk::Cut(0) if text[offset] != b'\n' => Walk::Cut(offset - 1),
+                    Walk::Cut(at) => Walk::Cut(at + offset),
+                    Walk::Wrong(at) => Walk::Wrong(at + offset),
+                    Walk::TooDeep(at) => Walk::TooDeep(at + offset),
+                };
+                assert_eq!(whole, expected, "{} after {pause}", String::from_utf8_lossy(text));
+            }
+        }
+    }
+}
