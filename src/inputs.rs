@@ -4,6 +4,7 @@
 //! with a dot is left alone. A path that cannot be read is a problem to report, and never costs its neighbours.
 
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use walkdir::WalkDir;
@@ -17,6 +18,8 @@ pub struct Inputs {
     pub objects: Vec<LogObject>,
     /// How many objects were left out because their key says that they were delivered outside the period.
     pub pruned: u64,
+    /// Whether the keys tell the time in another zone than UTC, so that nothing was left out because of them.
+    pub foreign_time_zone: bool,
     /// What could not be looked at.
     pub problems: Vec<Problem>,
 }
@@ -61,6 +64,7 @@ pub struct Problem {
 pub fn find(paths: &[PathBuf], period: &Period) -> Inputs {
     let mut inputs = Inputs::default();
     let mut seen = BTreeSet::new();
+    let mut pruned = Vec::new();
     for path in paths {
         if path.as_os_str() == "-" {
             if !inputs.objects.contains(&LogObject::Stdin) {
@@ -77,7 +81,7 @@ pub fn find(paths: &[PathBuf], period: &Period) -> Inputs {
                     match entry {
                         Ok(entry) if entry.file_type().is_file() => {
                             let size = entry.metadata().map_or(0, |metadata| metadata.len());
-                            inputs.add(entry.into_path(), size, period, &mut seen);
+                            inputs.add(entry.into_path(), size, period, &mut seen, &mut pruned);
                         }
                         Ok(_) => {}
                         Err(error) => {
@@ -93,22 +97,66 @@ pub fn find(paths: &[PathBuf], period: &Period) -> Inputs {
                     }
                 }
             }
-            Ok(metadata) => inputs.add(path.clone(), metadata.len(), period, &mut seen),
+            Ok(metadata) => inputs.add(path.clone(), metadata.len(), period, &mut seen, &mut pruned),
         }
+    }
+    // Firehose names objects in a zone of the stream's choice (its CustomTimeZone), which no key shows. So before anything
+    // is left out because of its name, a few of those objects are asked whether their names tell the truth.
+    let probes = [0, pruned.len() / 2, pruned.len().saturating_sub(1)];
+    if probes
+        .iter()
+        .filter_map(|at| pruned.get(*at))
+        .any(|(path, _)| contradicts_its_key(path))
+    {
+        inputs.foreign_time_zone = true;
+        inputs
+            .objects
+            .extend(pruned.into_iter().map(|(path, size)| LogObject::File(path, size)));
+    } else {
+        inputs.pruned = pruned.len() as u64;
     }
     inputs
 }
 
+/// How much of an object is read to see its first records' times.
+const PROBE_BYTES: u64 = 256 * 1024;
+
+/// Whether an object holds a request that its key says it can't hold.
+fn contradicts_its_key(path: &Path) -> bool {
+    let name = key_of(path);
+    let key = ingest::object_key::parse(&name);
+    let Ok(file) = std::fs::File::open(path) else {
+        return false;
+    };
+    let mut contradicts = false;
+    ingest::scan(file.take(PROBE_BYTES), |request| {
+        let second = request.timestamp_ms.div_euclid(1000);
+        contradicts |= !key.may_hold(Some(second), Some(second + 1));
+    });
+    contradicts
+}
+
+/// A path as a key.
+fn key_of(path: &Path) -> String {
+    path.to_string_lossy().replace('\\', "/")
+}
+
 impl Inputs {
-    fn add(&mut self, path: PathBuf, size: u64, period: &Period, seen: &mut BTreeSet<PathBuf>) {
+    fn add(
+        &mut self,
+        path: PathBuf,
+        size: u64,
+        period: &Period,
+        seen: &mut BTreeSet<PathBuf>,
+        pruned: &mut Vec<(PathBuf, u64)>,
+    ) {
         let identity = path.canonicalize().unwrap_or_else(|_| path.clone());
         if !seen.insert(identity) {
             return;
         }
-        let key = path.to_string_lossy().replace('\\', "/");
         let floor = |ms: i64| ms.div_euclid(1000);
-        if !ingest::object_key::parse(&key).may_hold(period.from_ms.map(floor), period.to_ms.map(floor)) {
-            self.pruned += 1;
+        if !ingest::object_key::parse(&key_of(&path)).may_hold(period.from_ms.map(floor), period.to_ms.map(floor)) {
+            pruned.push((path, size));
             return;
         }
         self.objects.push(LogObject::File(path, size));

@@ -356,6 +356,31 @@ fn only_the_asked_for_time_counts_and_other_objects_are_not_read() {
 }
 
 #[test]
+fn keys_in_another_time_zone_leave_nothing_unread() {
+    // Firehose can be told to name objects by local time, and the key does not say so.
+    let place = Place::new();
+    for hour in 0..6 {
+        let time = HOUR_BEGINS_MS + hour * 3_600_000;
+        let client = "192.0.2.44".parse().unwrap();
+        let lines: Vec<u8> = (0..2)
+            .flat_map(|n| record(&Sent::new(time + n, client), (hour * 2 + n) as u64))
+            .collect();
+        place.write(
+            &format!(
+                "tokyo/2026/11/01/{:02}/waf-1-2026-11-01-{:02}-00-30-x.log",
+                hour + 9,
+                hour + 9
+            ),
+            lines,
+        );
+    }
+    check(
+        "time-zone",
+        &place.told("replay tokyo --from 2026-11-01T14:00 --to 2026-11-01T15:00"),
+    );
+}
+
+#[test]
 fn standard_input_is_a_log_too_and_a_reader_who_leaves_is_no_failure() {
     let place = Place::with_logs();
     let mut lines = Vec::new();
@@ -430,16 +455,16 @@ fn a_million_records_of_two_hundred_thousand_clients_fit_in_300_mb() {
             let time = HOUR_BEGINS_MS + (random.random_range(0..3_600_000i64));
             // Every client appears; half of all requests come from a tenth of them.
             let number = object * (RECORDS / 10) + number;
-            let client = if number % 5 == 0 {
+            let client = if number.is_multiple_of(5) {
                 number / 5
-            } else if number % 2 == 0 {
+            } else if number.is_multiple_of(2) {
                 random.random_range(0..CLIENTS / 10)
             } else {
                 random.random_range(0..CLIENTS)
             };
-            write!(
+            writeln!(
                 gz,
-                "{{\"timestamp\":{time},\"webaclId\":\"a\",\"terminatingRuleId\":\"Default_Action\",\"action\":\"ALLOW\",\"httpRequest\":{{\"clientIp\":\"100.{}.{}.{}\",\"country\":\"DE\",\"headers\":[],\"uri\":\"/{}\",\"args\":\"\",\"httpMethod\":\"GET\",\"requestId\":\"{number}\"}}}}\n",
+                "{{\"timestamp\":{time},\"webaclId\":\"a\",\"terminatingRuleId\":\"Default_Action\",\"action\":\"ALLOW\",\"httpRequest\":{{\"clientIp\":\"100.{}.{}.{}\",\"country\":\"DE\",\"headers\":[],\"uri\":\"/{}\",\"args\":\"\",\"httpMethod\":\"GET\",\"requestId\":\"{number}\"}}}}",
                 128 + (client >> 16),
                 client >> 8 & 255,
                 client & 255,

@@ -2,13 +2,14 @@
 //!
 //! A ban is in force while `now < until`. The ledger is a value: [`crate::judge`] takes one and returns the next.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::Deserialize;
 
 use crate::client::Client;
-use crate::policy::Severity;
+use crate::policy::{Policy, Severity};
 use crate::time::{Minute, Span};
 
 /// Who offended, and what was done about it.
@@ -21,12 +22,16 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// The bans in force at `now`, by client.
-    pub fn bans_in_force(&self, now: Minute) -> impl Iterator<Item = (Client, &Ban)> {
-        self.offenders
-            .iter()
-            .map(|(client, offender)| (*client, &offender.ban))
-            .filter(move |(_, ban)| ban.in_force(now))
+    /// The bans in force at `now`, in the order in which they deserve a place in an IP set: worst severity, most recent hit,
+    /// most hits, and at last the client, so that the order depends on nothing else. A client that the policy has come to
+    /// allow since is left out.
+    pub fn bans_in_force(&self, policy: &Policy, now: Minute) -> Vec<(Client, &Ban)> {
+        let bans = self.offenders.iter().map(|(client, offender)| (*client, &offender.ban));
+        let mut bans: Vec<(Client, &Ban)> = bans
+            .filter(|(client, ban)| ban.in_force(now) && policy.spares(*client).is_none())
+            .collect();
+        bans.sort_by_key(|(client, ban)| (Reverse(ban.severity), Reverse(ban.last_hit), Reverse(ban.hits), *client));
+        bans
     }
 }
 
@@ -100,4 +105,57 @@ pub enum Episode {
     Alert(Client, String),
     /// Very many clients with few requests each.
     Crowd,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ban(severity: Severity, last_hit: u32, hits: u64, until: u32) -> Offender {
+        let (from, until, last_hit) = (Minute(10), Minute(until), Minute(last_hit));
+        let ban = Ban {
+            rule: "r".into(),
+            action: Action::Block,
+            from,
+            until,
+            severity,
+            hits,
+            last_hit,
+        };
+        Offender { strikes: 1, ban }
+    }
+
+    #[test]
+    fn at_a_cap_severity_goes_before_recency_and_recency_before_volume() {
+        let policy = Policy::parse("[[allow]]\ncidr = \"192.0.2.9\"\nnote = \"ours since today\"").unwrap();
+        let offenders = [
+            ("192.0.2.1", ban(Severity::Low, 9, 900, 20)),
+            ("192.0.2.2", ban(Severity::High, 5, 10, 20)),
+            ("192.0.2.3", ban(Severity::Low, 9, 901, 20)),
+            ("192.0.2.4", ban(Severity::Low, 10, 1, 20)),
+            ("192.0.2.5", ban(Severity::Critical, 1, 1, 15)),
+            ("192.0.2.9", ban(Severity::Critical, 1, 1, 20)),
+            ("10.0.0.1", ban(Severity::Critical, 1, 1, 20)),
+        ];
+        let offenders = offenders
+            .into_iter()
+            .map(|(client, offender)| (Client::of(client.parse().unwrap(), 64), offender));
+        let ledger = Ledger {
+            offenders: offenders.collect(),
+            going_on: BTreeSet::new(),
+        };
+        let ranked = |now| {
+            ledger
+                .bans_in_force(&policy, Minute(now))
+                .iter()
+                .map(|(client, _)| client.to_string())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            ranked(15),
+            ["192.0.2.2/32", "192.0.2.4/32", "192.0.2.3/32", "192.0.2.1/32"]
+        );
+        assert_eq!(ranked(14)[0], "192.0.2.5/32");
+        assert_eq!(ranked(20), [""; 0]);
+    }
 }

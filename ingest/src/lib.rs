@@ -1,6 +1,6 @@
 //! Says what was requested: the bytes of an AWS WAF log object become [`Request`]s.
 //!
-//! [`scan`] is the way in. It finds out by itself how an object is packed (plain, gzip, zstd, one in the other) and how
+//! [`scan()`] is the way in. It finds out by itself how an object is packed (plain, gzip, zstd, one in the other) and how
 //! its records are framed (a line each, no delimiter at all, arrays, CloudWatch wrappers), and lends every record that
 //! can be read to a callback. What cannot be read is counted by reason in a [`Scan`]: bad input is a value, and a bad
 //! record costs nobody else's record. [`object_key`] says what the key of an object tells about what is inside.

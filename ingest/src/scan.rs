@@ -46,7 +46,7 @@ pub fn scan<R: Read>(log: R, each: impl FnMut(&Request<'_>)) -> Scan {
     scan_with_buffer(BUFFER_BYTES, log, each)
 }
 
-/// [`scan`] with a buffer of this size at first, so that tests can put its edges anywhere.
+/// [`scan()`] with a buffer of this size at first, so that tests can put its edges anywhere.
 pub(crate) fn scan_with_buffer<R: Read>(buffer_bytes: usize, log: R, each: impl FnMut(&Request<'_>)) -> Scan {
     match unpack(log) {
         Ok(text) => Scanner::new(buffer_bytes, text, each).run(),

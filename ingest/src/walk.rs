@@ -299,7 +299,7 @@ mod tests {
             ),
             (b"{\"a\":\"x\n\"}", Walk::Cut(7)),
             (b"{\"a\":[\n{\"timestamp\":1}", Walk::Cut(6)),
-            (b"{\"a\":[\n{\"name\":1}]}", Walk::Ended(18)),
+            (b"{\"a\":[\n{\"name\":1}]}", Walk::Ended(19)),
             (b"{\"a\":1\n2026-11-01T12:00:00Z {", Walk::Cut(6)),
             (b"{\"a\":[}", Walk::Wrong(6)),
             (b"{\"a\" 1}", Walk::Wrong(5)),

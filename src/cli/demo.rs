@@ -142,7 +142,12 @@ fn live(policy: &Policy, folder: &Path) -> Result<Run, Failure> {
             verdict,
             stopped: 0,
         }));
-        let wanted: Vec<IpNet> = run.ledger.bans_in_force(now).map(|(client, _)| client.net()).collect();
+        let wanted: Vec<IpNet> = run
+            .ledger
+            .bans_in_force(policy, now)
+            .iter()
+            .map(|(client, _)| client.net())
+            .collect();
         let ours: Vec<IpNet> = run.ledger.offenders.keys().map(|client| client.net()).collect();
         run.most_at_once = run.most_at_once.max(wanted.len());
         for (family, id) in &run.set_ids {

@@ -95,7 +95,7 @@ pub(super) fn run(args: &ExplainArgs, printer: &Printer) -> Result<Exit, Failure
     let net = parse_cidr(&args.client).map_err(Failure::usage)?;
     let client = Client::of(net.addr(), policy.client.ipv6_prefix);
     let period = args.logs.period()?;
-    let inputs = args.logs.inputs(&period)?;
+    let inputs = args.logs.inputs(&period, printer)?;
     let bar = Bar::start(printer, &inputs);
     let fresh = || Watch {
         count: Count::new(&policy),

@@ -106,8 +106,13 @@ impl LogArgs {
     ///
     /// # Errors
     /// When there is nothing at all to read.
-    fn inputs(&self, period: &Period) -> Result<Inputs, Failure> {
+    fn inputs(&self, period: &Period, printer: &Printer) -> Result<Inputs, Failure> {
         let inputs = inputs::find(&self.paths, period);
+        if inputs.foreign_time_zone {
+            printer.warn(
+                "object names do not tell the time in UTC, so every object is read and only its records' times count",
+            );
+        }
         if !inputs.objects.is_empty() {
             return Ok(inputs);
         }

@@ -31,7 +31,7 @@ pub(super) fn run(args: &ReplayArgs, printer: &Printer) -> Result<Exit, Failure>
     let began = Instant::now();
     let policy = args.policy.load()?;
     let period = args.logs.period()?;
-    let inputs = args.logs.inputs(&period)?;
+    let inputs = args.logs.inputs(&period, printer)?;
     let bar = Bar::start(printer, &inputs);
     let reading = read(&inputs, period, args.logs.threads(), &bar, || Count::new(&policy));
     bar.finish();

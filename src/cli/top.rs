@@ -114,7 +114,7 @@ struct Line<'a> {
 pub(super) fn run(args: &TopArgs, printer: &Printer) -> Result<Exit, Failure> {
     let policy = args.policy.load()?;
     let period = args.logs.period()?;
-    let inputs = args.logs.inputs(&period)?;
+    let inputs = args.logs.inputs(&period, printer)?;
     let bar = Bar::start(printer, &inputs);
     let fresh = || Counts {
         by: args.by,
