@@ -36,88 +36,114 @@ pub enum Finding {
     Shared(Offense),
 }
 
-/// What the rules of `policy` make of the requests that `client` made from `from` on and before `to`, in the rules' order.
-/// Each rule gives the window with the most hits, the latest of equals.
-pub fn findings(policy: &Policy, tally: &Tally, client: Client, from: Minute, to: Minute) -> Vec<Finding> {
+/// The part of time in which windows are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct View {
+    /// No window begins earlier. One that is only half in view is left alone: what it has lost may be the innocent half,
+    /// and a client must not become guilty by its good requests getting old.
+    pub horizon: Minute,
+    /// Nothing earlier counts. A window may begin before, for what it loses is what a ban has paid for.
+    pub slate: Minute,
+    /// Nothing from here on counts.
+    pub now: Minute,
+}
+
+impl View {
+    /// All of time.
+    pub const ALL: View = View {
+        horizon: Minute(0),
+        slate: Minute(0),
+        now: Minute(u32::MAX),
+    };
+
+    fn from(self) -> Minute {
+        self.horizon.max(self.slate)
+    }
+}
+
+/// What the rules of `policy` make of the requests of `client`, in the rules' order. Each rule gives the window with the
+/// most hits, the latest of equals.
+pub fn findings(policy: &Policy, tally: &Tally, client: Client, view: View) -> Vec<Finding> {
     let Some(cells) = tally.cells(client) else {
         return Vec::new();
     };
-    if cells.of(Slot::REQUESTS, from, to).is_empty() {
+    if cells.of(Slot::REQUESTS, view.from(), view.now).is_empty() {
         return Vec::new();
     }
-    policy
-        .rules
-        .iter()
-        .enumerate()
-        .filter_map(|(index, rule)| finding(rule, index, cells, from, to))
+    let rules = policy.rules.iter().enumerate();
+    rules
+        .filter_map(|(index, rule)| finding(rule, index, cells, view))
         .collect()
 }
 
-fn finding(rule: &Rule, index: usize, cells: &Cells, from: Minute, to: Minute) -> Option<Finding> {
+fn finding(rule: &Rule, index: usize, cells: &Cells, view: View) -> Option<Finding> {
     let slot = Slot::of_rule(index, rule);
-    let hits = cells.of(slot, from, to);
+    let hits = cells.of(slot, view.from(), view.now);
+    let requests = cells.of(Slot::REQUESTS, view.from(), view.now);
     let limit = u64::from(rule.limit);
-    if hits.iter().map(|cell| u64::from(cell.hits)).sum::<u64>() < limit {
+    // One request may show several distinct values, in labels or repeated headers, and is one hit all the same.
+    let too_few = |matched: u64| rule.distinct.is_none() && matched < limit;
+    if hits.is_empty() || too_few(hits.iter().map(|cell| u64::from(cell.hits)).sum()) {
         return None;
     }
     let mut best: Option<Finding> = None;
-    windows(
-        hits,
-        rule.window,
-        cells.of(Slot::REQUESTS, from, to),
-        |within, requests| {
-            let matched: u64 = within.iter().map(|cell| u64::from(cell.hits)).sum();
-            if matched < limit {
-                return;
-            }
-            let hits = if rule.distinct.is_some() {
-                distinct(cells, within)
+    windows(hits, requests, rule.window, view.horizon, |within, requests| {
+        let matched: u64 = within.iter().map(|cell| u64::from(cell.hits)).sum();
+        if too_few(matched) {
+            return;
+        }
+        let hits = if rule.distinct.is_some() {
+            distinct(cells, within)
+        } else {
+            matched
+        };
+        if hits < limit {
+            return;
+        }
+        let requests: u64 = requests.iter().map(|cell| u64::from(cell.hits)).sum();
+        let (first_hit, last_hit) = (within[0].minute, within[within.len() - 1].minute);
+        let offense = Offense {
+            rule: index,
+            hits,
+            matched,
+            requests,
+            first_hit,
+            last_hit,
+        };
+        let shared = rule.share.is_some_and(|share| below(share, matched, requests));
+        let better = match best {
+            None => true,
+            Some(Finding::Shared(known)) => !shared || hits >= known.hits,
+            Some(Finding::Offense(known)) => !shared && hits >= known.hits,
+        };
+        if better {
+            best = Some(if shared {
+                Finding::Shared(offense)
             } else {
-                matched
-            };
-            if hits < limit {
-                return;
-            }
-            let requests: u64 = requests.iter().map(|cell| u64::from(cell.hits)).sum();
-            let (first_hit, last_hit) = (within[0].minute, within[within.len() - 1].minute);
-            let offense = Offense {
-                rule: index,
-                hits,
-                matched,
-                requests,
-                first_hit,
-                last_hit,
-            };
-            let shared = rule
-                .share
-                .is_some_and(|share| (matched as f64) < share * (requests as f64));
-            let better = match best {
-                None => true,
-                Some(Finding::Shared(known)) => !shared || hits >= known.hits,
-                Some(Finding::Offense(known)) => !shared && hits >= known.hits,
-            };
-            if better {
-                best = Some(if shared {
-                    Finding::Shared(offense)
-                } else {
-                    Finding::Offense(offense)
-                });
-            }
-        },
-    );
+                Finding::Offense(offense)
+            });
+        }
+    });
     best
 }
 
-/// Calls `each` with the hits and the requests in every window position that ends with a hit. Any other position holds
-/// the hits of one of these or fewer; all that changes is that older requests leave it, and a client that stops making
-/// good requests must not become guilty by that.
-fn windows(hits: &[Cell], window: Span, requests: &[Cell], mut each: impl FnMut(&[Cell], &[Cell])) {
+/// Whether `part` is less than this share of `whole`; equal shares are not, also where `f64` has no exact number for them.
+fn below(share: f64, part: u64, whole: u64) -> bool {
+    part as f64 + 1e-6 < share * whole as f64
+}
+
+/// Calls `each` with the hits and the requests in every window position that ends with a hit and does not begin before
+/// `horizon`. Any other position holds the hits of one of these or fewer; all that changes is that older requests leave
+/// it, and a client that stops making good requests must not become guilty by that.
+fn windows(hits: &[Cell], requests: &[Cell], window: Span, horizon: Minute, mut each: impl FnMut(&[Cell], &[Cell])) {
     for (at, cell) in hits.iter().enumerate() {
         let start = Minute(cell.minute.0.saturating_sub(window.0.saturating_sub(1)));
-        each(
-            between(&hits[..=at], start, cell.minute),
-            between(requests, start, cell.minute),
-        );
+        if start >= horizon {
+            each(
+                between(&hits[..=at], start, cell.minute),
+                between(requests, start, cell.minute),
+            );
+        }
     }
 }
 
@@ -140,10 +166,9 @@ fn distinct(cells: &Cells, within: &[Cell]) -> u64 {
 /// Whether any rule of `policy` could ever accuse this client, whatever its slate: some window reaches its limit.
 /// Everybody else can be left out of a judgment without changing it.
 pub(crate) fn suspect(policy: &Policy, cells: &Cells) -> bool {
-    let end = Minute(u32::MAX);
-    policy.rules.iter().enumerate().any(|(index, rule)| {
-        let hits = cells.of(Slot::of_rule(index, rule), Minute(0), end);
-        let total: u64 = hits.iter().map(|cell| u64::from(cell.hits)).sum();
-        total >= u64::from(rule.limit) && finding(rule, index, cells, Minute(0), end).is_some()
-    })
+    policy
+        .rules
+        .iter()
+        .enumerate()
+        .any(|(index, rule)| finding(rule, index, cells, View::ALL).is_some())
 }

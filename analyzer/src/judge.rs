@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use crate::client::Client;
 use crate::crowd::{Crowd, crowd};
-use crate::detect::{Finding, Offense, findings, suspect};
+use crate::detect::{Finding, Offense, View, findings, suspect};
 use crate::ledger::{Action, Ban, Episode, Ledger, Offender};
 use crate::policy::{Policy, Rule, Then};
 use crate::tally::Tally;
@@ -95,7 +95,16 @@ pub fn judge(policy: &Policy, tally: &Tally, ledger: &Ledger, now: Minute) -> Ju
         if now < slate {
             continue;
         }
-        let found = findings(policy, tally, *client, horizon_begins.max(slate), now);
+        let found = findings(
+            policy,
+            tally,
+            *client,
+            View {
+                horizon: horizon_begins,
+                slate,
+                now,
+            },
+        );
         if found.is_empty() {
             continue;
         }

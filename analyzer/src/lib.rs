@@ -20,7 +20,7 @@ pub mod time;
 
 pub use client::Client;
 pub use crowd::{Crowd, Trait};
-pub use detect::{Finding, Offense, findings};
+pub use detect::{Finding, Offense, View, findings};
 pub use judge::{Judgment, Verdict, judge, judge_history};
 pub use ledger::{Action, Ban, Ledger, Offender};
 pub use lint::{Lint, lint};

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use analyzer::client::parse_cidr;
 use analyzer::tally::Slot;
-use analyzer::{Client, Finding, Minute, Policy, Span, Verdict, findings};
+use analyzer::{Client, Finding, Minute, Policy, Span, Verdict, View, findings};
 use clap::Args;
 use ingest::Request;
 
@@ -177,7 +177,7 @@ pub(super) fn run(args: &ExplainArgs, printer: &Printer) -> Result<Exit, Failure
         &[1, 2],
     );
     let mut matched = Vec::new();
-    for finding in findings(&eager, tally, client, Minute(0), end) {
+    for finding in findings(&eager, tally, client, View::ALL) {
         let (Finding::Offense(offense) | Finding::Shared(offense)) = finding;
         matched.push(offense.rule);
         let rule = &policy.rules[offense.rule];
