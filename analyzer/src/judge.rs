@@ -1,6 +1,6 @@
 //! Decides who is banned.
 //!
-//! [`judge`] is the only place where we ban anybody on our own. It reads no clock and talks to nobody: the same policy,
+//! [`judge()`] is the only place where we ban anybody on our own. It reads no clock and talks to nobody: the same policy,
 //! tally, ledger and minute give the same judgment, live, in replay and in the simulator.
 
 use std::cmp::Reverse;

@@ -1,6 +1,6 @@
 //! Everything we know: per offender its strikes and last ban, and who is being spared or held at the moment.
 //!
-//! A ban is in force while `now < until`. The ledger is a value: [`crate::judge`] takes one and returns the next.
+//! A ban is in force while `now < until`. The ledger is a value: [`crate::judge()`] takes one and returns the next.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};

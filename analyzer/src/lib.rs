@@ -1,6 +1,6 @@
 //! Decides who is banned, until when, and why.
 //!
-//! Requests become a [`Tally`] ([`tally`]), a tally and what we already know become a [`Judgment`] ([`judge`]). Nothing in
+//! Requests become a [`Tally`] ([`tally`]), a tally and what we already know become a [`Judgment`] ([`judge()`]). Nothing in
 //! this crate reads a clock, a file or a network: the policy and the minute are arguments, so that live runs, replays,
 //! policy tests and simulations are the same code. The words are those of the glossary in ARCHITECTURE.md.
 

@@ -1,6 +1,6 @@
 //! The policy: what an operator writes down, checked once and from then on correct.
 //!
-//! [`Policy::parse`] is the only way to get one. What is typed ([`Typed`] and friends, one to one with the TOML) becomes what
+//! [`Policy::parse`] is the only way to get one. What is typed (`Typed` and friends, one to one with the TOML) becomes what
 //! is meant ([`Policy`]); an unknown key, an impossible limit or a span in seconds is refused with the place and a hint.
 
 use std::collections::{BTreeMap, BTreeSet};
