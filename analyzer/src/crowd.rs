@@ -23,6 +23,9 @@ pub(crate) const SAMPLE_MAX: usize = 256;
 /// The longest text of a trait that is kept, in bytes.
 const TEXT_MAX: usize = 200;
 
+/// Without so many windows before, nobody knows what is usual.
+const WINDOWS_BEFORE_MIN: usize = 3;
+
 /// Below this share of a crowd, a trait separates nothing.
 const SHARE_MIN: f64 = 0.5;
 
@@ -52,7 +55,7 @@ pub enum Trait {
 }
 
 impl Trait {
-    const ALL: [Trait; 4] = [Trait::Uri, Trait::Ja4, Trait::Country, Trait::UserAgent];
+    pub(crate) const ALL: [Trait; 4] = [Trait::Uri, Trait::Ja4, Trait::Country, Trait::UserAgent];
 
     fn of<'r>(self, request: &'r Request<'_>) -> &'r str {
         match self {
@@ -110,6 +113,11 @@ impl Sample {
         }
     }
 
+    /// The hashes of the texts that this sample refers to.
+    pub(crate) fn texts(&self) -> impl Iterator<Item = u64> {
+        self.0.values().flat_map(|sighting| sighting.traits)
+    }
+
     fn add(&mut self, hash: u64, sighting: Sighting) {
         self.0
             .entry(hash)
@@ -142,6 +150,7 @@ fn hash_of(client: Client) -> u64 {
 
 /// The clients of a window: about how many send few requests, and the sampled ones of those.
 struct Window {
+    is_empty: bool,
     few: u64,
     sightings: Vec<Sighting>,
 }
@@ -170,6 +179,7 @@ fn window(tally: &Tally, from: Minute, to: Minute, requests_each: u32) -> Window
         clients * sightings.len() as f64 / sampled
     };
     Window {
+        is_empty: sampled == 0.0,
         few: few.round() as u64,
         sightings,
     }
@@ -186,11 +196,24 @@ pub(crate) fn crowd(limit: &CrowdLimit, tally: &Tally, horizon: Span, now: Minut
     if here.few < u64::from(limit.clients) {
         return None;
     }
+    // What is usual is what whole windows before this one had. One that the beginning of the log or an outage cut short
+    // would make everything look like a surge.
+    let first = tally
+        .minutes
+        .first_key_value()
+        .map_or(now, |(minute, _)| *minute)
+        .max(now - horizon);
     let mut before = Vec::new();
     let mut to = from;
-    while to > now - horizon && tally.minutes.range(..to).next().is_some() {
-        before.push(window(tally, to - limit.window, to, limit.requests_each));
+    while to - limit.window >= first && to > Minute(limit.window.0) {
+        let earlier = window(tally, to - limit.window, to, limit.requests_each);
+        if !earlier.is_empty {
+            before.push(earlier);
+        }
         to = to - limit.window;
+    }
+    if before.len() < WINDOWS_BEFORE_MIN {
+        return None;
     }
     before.sort_by_key(|window| window.few);
     let usual = before.get(before.len() / 2).map_or(0, |median| median.few);

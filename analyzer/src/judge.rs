@@ -119,11 +119,12 @@ pub fn judge(policy: &Policy, tally: &Tally, ledger: &Ledger, now: Minute) -> Ju
             now,
             found,
         };
+        // An alert harms nobody, so it is raised for an allowed client too: the operator's own test, say.
+        alerts.extend(case.alerts());
         if let Some(because) = policy.spares(*client) {
             spared.extend(case.any_charge().map(|charge| (charge, because)));
             continue;
         }
-        alerts.extend(case.alerts());
         match case.worst() {
             Some(candidate) => candidates.push(candidate),
             None => spared.extend(case.spared_by_share()),
@@ -310,21 +311,22 @@ impl<'a> Case<'a> {
             .collect()
     }
 
-    /// What is reported of a client that may not be banned whatever it does: its worst offense, else any.
+    /// What is reported of a client that may not be banned whatever it does: its worst offense, else any that its share spares.
     fn any_charge(&self) -> Option<Charge> {
-        if let Some((charge, _, _)) = self.worst() {
-            return Some(charge);
-        }
-        let (Finding::Offense(offense) | Finding::Shared(offense)) = self.found.first()?;
-        Some(self.charge(offense, Vec::new()))
+        let worst = self.worst().map(|(charge, _, _)| charge);
+        worst.or_else(|| self.shared().next().map(|offense| self.charge(offense, Vec::new())))
+    }
+
+    /// Limits reached by too small a share, of rules that ban.
+    fn shared(&self) -> impl Iterator<Item = &Offense> {
+        self.found.iter().filter_map(|finding| match finding {
+            Finding::Shared(offense) if self.rule(offense).then == Then::Ban => Some(offense),
+            _ => None,
+        })
     }
 
     fn spared_by_share(&self) -> Vec<(Charge, String)> {
-        let shared = self.found.iter().filter_map(|finding| match finding {
-            Finding::Shared(offense) => Some(offense),
-            Finding::Offense(_) => None,
-        });
-        shared
+        self.shared()
             .map(|offense| {
                 let share = offense.matched as f64 / offense.requests.max(1) as f64;
                 let because = format!(

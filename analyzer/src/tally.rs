@@ -6,12 +6,12 @@
 
 use std::collections::BTreeMap;
 
-use foldhash::HashMap;
+use foldhash::{HashMap, HashSet};
 use ingest::Request;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::client::Client;
-use crate::crowd::Sample;
+use crate::crowd::{SAMPLE_MAX, Sample, Trait};
 use crate::policy::{Policy, Rule};
 use crate::time::Minute;
 
@@ -238,6 +238,16 @@ impl Tally {
         totals.requests += 1;
         totals.allowed += u64::from(allowed);
         totals.sample.count(client, request, &mut self.texts);
+        self.forget_texts();
+    }
+
+    /// Forgets the texts that no sample refers to any more, once they are many: clients leave samples, their texts stay.
+    fn forget_texts(&mut self) {
+        let referred_max = self.minutes.len() * SAMPLE_MAX * Trait::ALL.len();
+        if self.texts.len() > 2 * referred_max {
+            let referred: HashSet<u64> = self.minutes.values().flat_map(|totals| totals.sample.texts()).collect();
+            self.texts.retain(|hash, _| referred.contains(hash));
+        }
     }
 
     /// Adds what `other` counted under the same policy.
@@ -263,6 +273,7 @@ impl Tally {
             sum.sample.merge(totals.sample);
         }
         self.texts.extend(other.texts);
+        self.forget_texts();
         self.unattributed += other.unattributed;
     }
 
@@ -338,6 +349,36 @@ fn merge_sorted<T: Copy, K: Ord>(a: &[T], b: &[T], key: impl Fn(&T) -> K, mut ea
         };
         if let Some(item) = if from_a { a.next() } else { b.next() } {
             each(*item);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ever_new_paths_do_not_fill_the_memory() {
+        let policy = Policy::parse("").unwrap();
+        let mut tally = Tally::default();
+        for n in 0..100_000 {
+            let client_ip = std::net::IpAddr::from([192, 0, 2, (n % 256) as u8]);
+            tally.count(
+                &policy,
+                &Request {
+                    client_ip,
+                    uri: format!("/{n}").into(),
+                    ..Request::default()
+                },
+            );
+        }
+        assert!(
+            tally.texts.len() <= 2 * SAMPLE_MAX * Trait::ALL.len(),
+            "{}",
+            tally.texts.len()
+        );
+        for sighting in tally.minutes.values().flat_map(|totals| totals.sample.texts()) {
+            assert!(tally.texts.contains_key(&sighting));
         }
     }
 }
