@@ -72,6 +72,14 @@ pub fn find(paths: &[PathBuf], period: &Period) -> Inputs {
             }
             continue;
         }
+        if path.as_os_str().as_encoded_bytes().starts_with(b"s3://") {
+            let what = "buckets are not read directly yet; copy the logs first, for example with `aws s3 sync`";
+            inputs.problems.push(Problem {
+                object: path.display().to_string(),
+                what: what.to_owned(),
+            });
+            continue;
+        }
         match path.metadata() {
             Err(error) => inputs.problems.push(problem(path, &error)),
             Ok(metadata) if metadata.is_dir() => {

@@ -6,6 +6,12 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod cli;
+pub mod enforce;
+pub mod engine;
 pub mod inputs;
+pub mod logs;
+pub mod place;
 pub mod replay;
+pub mod report;
+pub mod store;
 pub mod traffic;

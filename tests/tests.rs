@@ -1,10 +1,13 @@
 //! The one test binary of the workspace: everything that needs more than one crate, or the program itself.
 //!
-//! `cli` runs whole commands and looks at everything they say. `scenarios` are stories, a file each. `reference` compares
-//! the judge with a model that counts by brute force, over thousands of seeds.
+//! `aws` talks to a stand-in for AWS. `cli` runs whole commands and looks at everything they say. `scenarios` are
+//! stories, a file each. `reference` compares the judge with a model that counts by brute force, over thousands of seeds.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod aws;
 mod cli;
+mod deployment;
 mod reference;
 mod scenarios;
+mod store;

@@ -26,6 +26,11 @@ impl Client {
         }
     }
 
+    /// The client that is this very network, as it was stored; host bits are cleared.
+    pub fn of_net(net: IpNet) -> Client {
+        Client(net.trunc())
+    }
+
     /// The network to ban.
     pub fn net(self) -> IpNet {
         self.0

@@ -31,14 +31,14 @@ const SHARE_MIN: f64 = 0.5;
 
 /// A minute's sampled clients by their hash.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Sample(BTreeMap<u64, Sighting>);
+pub(crate) struct Sample(pub(crate) BTreeMap<u64, Sighting>);
 
 /// One sampled client in one minute.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Sighting {
-    requests: u64,
+pub(crate) struct Sighting {
+    pub(crate) requests: u64,
     /// The hashes of its traits; the smallest combination it showed, so that order does not matter.
-    traits: [u64; Trait::ALL.len()],
+    pub(crate) traits: [u64; Trait::ALL.len()],
 }
 
 /// What a crowd may have in common.

@@ -77,10 +77,12 @@ pub struct Sentence {
 pub fn judge(policy: &Policy, tally: &Tally, ledger: &Ledger, now: Minute) -> Judgment {
     let mut next = Ledger {
         offenders: ledger.offenders.clone(),
+        manual: ledger.manual.clone(),
         going_on: BTreeSet::new(),
     };
     next.offenders
         .retain(|_, offender| now < offender.ban.until + policy.forget_after);
+    next.manual.retain(|manual| manual.in_force(now - policy.forget_after));
 
     let horizon_begins = now - policy.horizon();
     let mut candidates: Vec<(Charge, Sentence, &Rule)> = Vec::new();
@@ -121,7 +123,7 @@ pub fn judge(policy: &Policy, tally: &Tally, ledger: &Ledger, now: Minute) -> Ju
         };
         // An alert harms nobody, so it is raised for an allowed client too: the operator's own test, say.
         alerts.extend(case.alerts());
-        if let Some(because) = policy.spares(*client) {
+        if let Some(because) = ledger.spares(policy, *client, now) {
             spared.extend(case.any_charge().map(|charge| (charge, because)));
             continue;
         }

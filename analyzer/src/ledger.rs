@@ -6,7 +6,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use serde::Deserialize;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::client::Client;
 use crate::policy::{Policy, Severity};
@@ -17,22 +18,105 @@ use crate::time::{Minute, Span};
 pub struct Ledger {
     /// By client, until forgotten.
     pub offenders: BTreeMap<Client, Offender>,
+    /// What operators decided by hand, in the order they did.
+    pub manual: Vec<Manual>,
     /// What was said last time and need not be said again: the episodes that go on.
     pub going_on: BTreeSet<Episode>,
 }
 
 impl Ledger {
     /// The bans in force at `now`, in the order in which they deserve a place in an IP set: worst severity, most recent hit,
-    /// most hits, and at last the client, so that the order depends on nothing else. A client that the policy has come to
-    /// allow since is left out.
+    /// most hits, and at last the client, so that the order depends on nothing else. A client that has come to be allowed
+    /// since is left out.
     pub fn bans_in_force(&self, policy: &Policy, now: Minute) -> Vec<(Client, &Ban)> {
         let bans = self.offenders.iter().map(|(client, offender)| (*client, &offender.ban));
         let mut bans: Vec<(Client, &Ban)> = bans
-            .filter(|(client, ban)| ban.in_force(now) && policy.spares(*client).is_none())
+            .filter(|(client, ban)| ban.in_force(now) && self.spares(policy, *client, now).is_none())
             .collect();
         bans.sort_by_key(|(client, ban)| (Reverse(ban.severity), Reverse(ban.last_hit), Reverse(ban.hits), *client));
         bans
     }
+
+    /// The networks that the IP sets should hold at `now`, most deserving first: what operators banned, then
+    /// [`Ledger::bans_in_force`].
+    pub fn wanted(&self, policy: &Policy, now: Minute) -> Vec<(IpNet, Action)> {
+        let by_hand = self
+            .manual
+            .iter()
+            .filter(|manual| manual.in_force(now))
+            .filter_map(|manual| match manual.kind {
+                ManualKind::Ban if self.spares(policy, Client::of_net(manual.net), now).is_none() => {
+                    Some((manual.net, Action::Block))
+                }
+                _ => None,
+            });
+        by_hand
+            .chain(
+                self.bans_in_force(policy, now)
+                    .into_iter()
+                    .map(|(client, ban)| (client.net(), ban.action)),
+            )
+            .collect()
+    }
+
+    /// Every network that the IP sets may hold because of us, now or before.
+    pub fn ours(&self) -> Vec<IpNet> {
+        let by_hand = self
+            .manual
+            .iter()
+            .filter(|manual| manual.kind == ManualKind::Ban)
+            .map(|manual| manual.net);
+        self.offenders
+            .keys()
+            .map(|client| client.net())
+            .chain(by_hand)
+            .collect()
+    }
+
+    /// Why `client` may not be banned at `now`, by the policy or by hand, or `None`.
+    pub fn spares(&self, policy: &Policy, client: Client, now: Minute) -> Option<String> {
+        policy.spares(client).or_else(|| {
+            let allows = |manual: &&Manual| {
+                manual.kind == ManualKind::Allow && manual.in_force(now) && client.overlaps(&manual.net)
+            };
+            self.manual
+                .iter()
+                .find(allows)
+                .map(|manual| format!("allow: {}", manual.why))
+        })
+    }
+}
+
+/// What an operator decided by hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Manual {
+    /// Whom it is about.
+    pub net: IpNet,
+    /// Ban or allow.
+    pub kind: ManualKind,
+    /// Why.
+    pub why: String,
+    /// When it was decided.
+    pub since: Minute,
+    /// The first minute in which it no longer holds; `None`: until somebody takes it back.
+    pub until: Option<Minute>,
+}
+
+impl Manual {
+    /// Whether it holds at `now`.
+    pub fn in_force(&self, now: Minute) -> bool {
+        self.until.is_none_or(|until| now < until)
+    }
+}
+
+/// Ban or allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ManualKind {
+    /// Banned, whatever it did.
+    Ban,
+    /// Never banned, whatever it does.
+    Allow,
 }
 
 /// A client that was banned and is not yet forgotten.
@@ -76,7 +160,7 @@ impl Ban {
 }
 
 /// What WAF does to the requests of a banned client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
     /// A silent browser check that scripts fail.
@@ -142,7 +226,7 @@ mod tests {
             .map(|(client, offender)| (Client::of(client.parse().unwrap(), 64), offender));
         let ledger = Ledger {
             offenders: offenders.collect(),
-            going_on: BTreeSet::new(),
+            ..Ledger::default()
         };
         let ranked = |now| {
             ledger

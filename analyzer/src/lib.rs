@@ -15,6 +15,7 @@ mod lint;
 pub mod pattern;
 pub mod policy;
 mod rehearse;
+pub mod stored;
 pub mod tally;
 pub mod time;
 
@@ -22,7 +23,7 @@ pub use client::Client;
 pub use crowd::{Crowd, Trait};
 pub use detect::{Finding, Offense, View, findings};
 pub use judge::{Judgment, Verdict, judge, judge_history};
-pub use ledger::{Action, Ban, Ledger, Offender};
+pub use ledger::{Action, Ban, Ledger, Manual, ManualKind, Offender};
 pub use lint::{Lint, lint};
 pub use policy::{DEFAULT_POLICY, Policy, PolicyError, Rule};
 pub use rehearse::{Rehearsal, rehearse};

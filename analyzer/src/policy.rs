@@ -8,7 +8,7 @@ use std::fmt::{self, Write as _};
 
 use ingest::Request;
 use ipnet::IpNet;
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::client::{Client, ClientSource, IpSource, parse_cidr};
 use crate::ledger::Action;
@@ -191,7 +191,7 @@ pub enum Then {
 }
 
 /// How bad an offense is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// A nuisance.

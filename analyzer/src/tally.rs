@@ -20,7 +20,7 @@ pub const DISTINCT_MAX: usize = 1_024;
 
 /// What is counted in a cell: two things about every client, then one per rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Slot(u16);
+pub struct Slot(pub(crate) u16);
 
 impl Slot {
     /// Requests that our own rules did not stop.
@@ -54,10 +54,10 @@ pub struct Cell {
 
 /// One distinct value that a client showed a rule in one minute, as its hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Value {
-    slot: Slot,
-    minute: Minute,
-    hash: u64,
+pub(crate) struct Value {
+    pub(crate) slot: Slot,
+    pub(crate) minute: Minute,
+    pub(crate) hash: u64,
 }
 
 /// The cells of one client, ordered by slot and minute, and the distinct values in them.
@@ -169,6 +169,18 @@ impl Cells {
     /// The hits of `slot` from `from` on and before `to`.
     pub fn sum(&self, slot: Slot, from: Minute, to: Minute) -> u64 {
         self.of(slot, from, to).iter().map(|cell| u64::from(cell.hits)).sum()
+    }
+
+    /// Every distinct value, ascending.
+    pub(crate) fn values(&self) -> &[Value] {
+        &self.values
+    }
+
+    /// What was stored, put back in order.
+    pub(crate) fn stored(mut cells: Vec<Cell>, mut values: Vec<Value>) -> Cells {
+        cells.sort_unstable_by_key(|cell| (cell.slot, cell.minute));
+        values.sort_unstable();
+        Cells { cells, values }
     }
 
     /// Every cell, ordered by slot and minute.
@@ -296,6 +308,11 @@ impl Tally {
                 .map(|cell| cell.minute)
         };
         Some((minutes().min()?, minutes().max()?))
+    }
+
+    /// The last minute in which anybody's request counted.
+    pub fn newest(&self) -> Option<Minute> {
+        self.minutes.last_key_value().map(|(minute, _)| *minute)
     }
 
     /// The allowed requests of everybody from `from` on and before `to`.

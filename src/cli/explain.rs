@@ -11,10 +11,11 @@ use ingest::Request;
 use super::exit::{Exit, Failure};
 use super::output::{HEADING, Printer, count, several, short, stdout, table, write_table};
 use super::progress::Bar;
-use super::replay::{Line, write_line, write_verdicts};
+use super::replay::write_verdicts;
 use super::time::{clock, rfc3339, shown};
 use super::{LogArgs, PolicyArgs, ending};
 use crate::replay::{Collect, Count, Event, Replay, read};
+use crate::report::{Line, write_line};
 
 #[derive(Args)]
 pub(super) struct ExplainArgs {

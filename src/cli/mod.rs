@@ -2,6 +2,7 @@
 
 mod check;
 mod demo;
+mod deployment;
 mod exit;
 mod explain;
 mod generate;
@@ -56,12 +57,40 @@ enum Command {
     Top(top::TopArgs),
     /// Read a policy as a colleague would, and run the tests in it
     Check(check::CheckArgs),
-    /// Print the default policy, to start one's own from
-    Policy,
+    /// Print the default policy, to start one's own from; or put one in force
+    Policy(PolicyCommand),
+    /// The live loop on this machine: every minute judge, save, and update the IP sets
+    Run(deployment::RunArgs),
+    /// The bans in force
+    Status(deployment::StatusArgs),
+    /// What one reconciliation of the IP sets would change
+    Plan(deployment::StatusArgs),
+    /// One reconciliation of the IP sets, now
+    Apply(deployment::StatusArgs),
+    /// Count what is not yet counted, for example after a change of what rules match
+    Ingest(deployment::IngestArgs),
+    /// Ban a network by hand
+    Ban(deployment::BanArgs),
+    /// End a network's bans
+    Unban(deployment::UnbanArgs),
+    /// Never ban a network
+    Allow(deployment::BanArgs),
     /// Print a completion script for a shell
     Completions(generate::CompletionsArgs),
     /// Print the manual page
     Man,
+}
+
+#[derive(Args)]
+struct PolicyCommand {
+    #[command(subcommand)]
+    action: Option<PolicyAction>,
+}
+
+#[derive(Subcommand)]
+enum PolicyAction {
+    /// Check a policy, run its tests, and put it in force on a deployment
+    Push(deployment::PushArgs),
 }
 
 /// Which logs, and by which policy.
@@ -233,7 +262,18 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => explain::run(args, &printer),
         Command::Top(args) => top::run(args, &printer),
         Command::Check(args) => check::run(args, &printer),
-        Command::Policy => print(DEFAULT_POLICY),
+        Command::Policy(PolicyCommand { action: None }) => print(DEFAULT_POLICY),
+        Command::Policy(PolicyCommand {
+            action: Some(PolicyAction::Push(args)),
+        }) => deployment::push(args, &printer),
+        Command::Run(args) => deployment::run(args, &printer),
+        Command::Status(args) => deployment::status(args),
+        Command::Plan(args) => deployment::plan(args, false, &printer),
+        Command::Apply(args) => deployment::plan(args, true, &printer),
+        Command::Ingest(args) => deployment::ingest(args, &printer),
+        Command::Ban(args) => deployment::ban(args),
+        Command::Unban(args) => deployment::unban(args),
+        Command::Allow(args) => deployment::allow(args),
         Command::Completions(args) => generate::completions(args, Cli::command()),
         Command::Man => generate::man(&Cli::command()),
     };

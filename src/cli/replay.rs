@@ -1,13 +1,11 @@
 //! `palisade replay`: who would have been banned, when, why, for how long, and what that would have stopped.
 
-use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::Instant;
 
 use analyzer::judge::{Charge, Sentence};
 use analyzer::{Crowd, Policy, Verdict};
 use clap::Args;
-use serde::Serialize;
 
 use super::exit::{Exit, Failure};
 use super::output::{HEADING, Printer, count, several, short, stdout, table, write_table};
@@ -15,6 +13,7 @@ use super::progress::Bar;
 use super::time::{clock, rfc3339, shown};
 use super::{LogArgs, PolicyArgs, ending};
 use crate::replay::{Count, Event, Reading, Replay, read};
+use crate::report::{Line, Summary, write_line};
 
 #[derive(Args)]
 pub(super) struct ReplayArgs {
@@ -49,162 +48,6 @@ pub(super) fn run(args: &ReplayArgs, printer: &Printer) -> Result<Exit, Failure>
         printer.note("Nobody would have been banned. `palisade top` shows who asked for most, `palisade explain <client>` how near a client came to each limit");
     }
     ending(printer, &reading)
-}
-
-/// One line of `--json`.
-#[derive(Serialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
-pub(super) enum Line<'a> {
-    Ban {
-        time: String,
-        client: String,
-        rule: &'a str,
-        hits: u64,
-        limit: u32,
-        window: String,
-        strike: u32,
-        until: String,
-        stopped: u64,
-        action: String,
-        #[serde(skip_serializing_if = "<[String]>::is_empty")]
-        also: &'a [String],
-    },
-    Spared(Unpunished<'a>),
-    Held(Unpunished<'a>),
-    Alert(Alert<'a>),
-    Summary(Summary),
-}
-
-/// An offense and the reason why nobody was banned for it.
-#[derive(Serialize)]
-pub(super) struct Unpunished<'a> {
-    time: String,
-    client: String,
-    rule: &'a str,
-    hits: u64,
-    limit: u32,
-    window: String,
-    because: &'a str,
-}
-
-/// Something to look at: an offense against a rule that only alerts, or a crowd.
-#[derive(Serialize)]
-pub(super) struct Alert<'a> {
-    time: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    client: Option<String>,
-    rule: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    hits: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    limit: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    clients: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usual: Option<u64>,
-    window: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    separator: Option<Separator<'a>>,
-}
-
-/// What a crowd has in common and ordinary clients have not.
-#[derive(Serialize)]
-pub(super) struct Separator<'a> {
-    field: String,
-    value: &'a str,
-    share: f64,
-    usual: f64,
-}
-
-/// The last line.
-#[derive(Serialize)]
-pub(super) struct Summary {
-    objects: u64,
-    duplicates: u64,
-    pruned: u64,
-    requests: u64,
-    skipped: u64,
-    skipped_by: BTreeMap<&'static str, u64>,
-    unreadable: BTreeMap<String, String>,
-    unattributed: u64,
-    clients: u64,
-    bans: u64,
-    banned_clients: u64,
-    stopped: u64,
-    spared: u64,
-    held: u64,
-    alerts: u64,
-    from: Option<String>,
-    to: Option<String>,
-    seconds: f64,
-}
-
-impl<'a> Line<'a> {
-    /// The line for one verdict.
-    pub(super) fn of(event: &'a Event) -> Line<'a> {
-        let time = event.time.to_string();
-        match &event.verdict {
-            Verdict::Ban(charge, sentence) => Line::Ban {
-                time,
-                client: charge.client.to_string(),
-                rule: &charge.rule,
-                hits: charge.offense.hits,
-                limit: charge.limit,
-                window: charge.window.to_string(),
-                strike: sentence.strike,
-                until: sentence.until.to_string(),
-                stopped: event.stopped,
-                action: sentence.action.to_string(),
-                also: &charge.also,
-            },
-            Verdict::Spared(charge, because) => Line::Spared(Unpunished::of(time, charge, because)),
-            Verdict::Held(charge, because) => Line::Held(Unpunished::of(time, charge, because)),
-            Verdict::Alert(charge) => Line::Alert(Alert {
-                time,
-                client: Some(charge.client.to_string()),
-                rule: &charge.rule,
-                hits: Some(charge.offense.hits),
-                limit: Some(charge.limit),
-                clients: None,
-                usual: None,
-                window: charge.window.to_string(),
-                separator: None,
-            }),
-            Verdict::Crowd(crowd) => Line::Alert(Alert {
-                time,
-                client: None,
-                rule: "crowd",
-                hits: None,
-                limit: None,
-                clients: Some(crowd.clients),
-                usual: Some(crowd.usual),
-                window: crowd.window.to_string(),
-                separator: crowd.separator.as_ref().map(|(which, value, share, usual)| {
-                    let rounded = |share: f64| (share * 1000.0).round() / 1000.0;
-                    Separator {
-                        field: which.to_string(),
-                        value,
-                        share: rounded(*share),
-                        usual: rounded(*usual),
-                    }
-                }),
-            }),
-        }
-    }
-}
-
-impl<'a> Unpunished<'a> {
-    fn of(time: String, charge: &'a Charge, because: &'a str) -> Unpunished<'a> {
-        Unpunished {
-            time,
-            client: charge.client.to_string(),
-            rule: &charge.rule,
-            hits: charge.offense.hits,
-            limit: charge.limit,
-            window: charge.window.to_string(),
-            because,
-        }
-    }
 }
 
 fn write_json(out: &mut impl Write, reading: &Reading<Count<'_>>, replay: &Replay, seconds: f64) -> io::Result<()> {
@@ -244,12 +87,6 @@ fn write_json(out: &mut impl Write, reading: &Reading<Count<'_>>, replay: &Repla
             seconds: (seconds * 1000.0).round() / 1000.0,
         }),
     )
-}
-
-/// Writes one JSON object and a newline.
-pub(super) fn write_line(out: &mut impl Write, line: &Line<'_>) -> io::Result<()> {
-    serde_json::to_writer(&mut *out, line)?;
-    out.write_all(b"\n")
 }
 
 /// More rows than this are for programs.

@@ -10,7 +10,7 @@ use thiserror::Error;
 /// fixed, support cannot raise it (AWS WAF Developer Guide, page "AWS WAF quotas").
 pub const ADDRESSES_MAX: usize = 10_000;
 
-/// Keeps IP sets: WAFv2, or [`Memory`](crate::Memory).
+/// Keeps IP sets: [`Wafv2`](crate::Wafv2), or [`Memory`](crate::Memory).
 ///
 /// An implementation owns its pace. WAF allows one update and five reads a second, for the whole account and Region;
 /// callers here make their calls one after the other and do not wait in between.
@@ -117,7 +117,7 @@ pub enum IpSetError {
     #[error("somebody changed the IP set after we read it")]
     OptimisticLock,
     /// `WAFNonexistentItemException`.
-    #[error("the IP set does not exist")]
+    #[error("there is no IP set of this name and id: it was deleted, renamed or created anew")]
     Nonexistent,
     /// `WAFInvalidParameterException`.
     #[error("WAF refused {field} `{parameter}`: {reason}")]
@@ -135,9 +135,17 @@ pub enum IpSetError {
     /// `ThrottlingException`.
     #[error("WAF asks us to slow down")]
     Throttled,
-    /// `WAFInternalErrorException`, or no answer at all. The call may have been carried out.
+    /// `WAFInternalErrorException`. The call may have been carried out.
     #[error("WAF had an internal error")]
     Internal,
+    /// No answer arrived, or none that could be read. The call may have been carried out.
+    #[error("no answer to `{action}`: {reason}")]
+    NoAnswer {
+        /// The IAM action, as `wafv2:UpdateIPSet`.
+        action: String,
+        /// A timeout, a broken connection, missing credentials.
+        reason: String,
+    },
     /// `AccessDeniedException`.
     #[error("not allowed to call `{action}`")]
     Denied {
@@ -153,7 +161,7 @@ impl IpSetError {
     /// Whether reading again, and trying again with what was read, can end better.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::OptimisticLock | Self::Throttled | Self::Internal => true,
+            Self::OptimisticLock | Self::Throttled | Self::Internal | Self::NoAnswer { .. } => true,
             Self::Nonexistent
             | Self::InvalidParameter { .. }
             | Self::LimitsExceeded

@@ -1,0 +1,508 @@
+//! The commands on a deployment: `run`, `status`, `plan`, `apply`, `ingest`, `ban`, `unban`, `allow`, `policy push`.
+//!
+//! All of them go through the same conditional writes as the Lambdas, so that a person and a function never undo each
+//! other's work.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use analyzer::client::parse_cidr;
+use analyzer::policy::Mode;
+use analyzer::{Client, Ledger, Manual, ManualKind, Minute, Policy, Span, lint, rehearse};
+use clap::Args;
+use ipnet::IpNet;
+
+use super::exit::{Exit, Failure};
+use super::output::{HEADING, Printer, count, several, short, stdout, table, write_table};
+use super::time::shown;
+use super::{load_policy, time};
+use crate::enforce::{enforce, show};
+use crate::engine::{Engine, Outcome, POLICY_KEY, TickError, chain};
+use crate::place::{LogPlace, Place, State};
+use crate::replay::Event;
+use crate::report::{Line, write_line};
+use crate::store::{Condition, Store, StoreError};
+
+/// Where the state of the deployment is.
+#[derive(Args)]
+pub(super) struct StateArgs {
+    /// The deployment's state: a folder, or `s3://bucket/prefix`
+    #[arg(long, value_name = "PLACE", env = "PALISADE_STATE")]
+    state: Place,
+}
+
+#[derive(Args)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    state: StateArgs,
+    /// The logs: a folder, or `s3://bucket/prefix` up to the year
+    #[arg(long, value_name = "PLACE")]
+    logs: Place,
+    /// One minute only
+    #[arg(long)]
+    once: bool,
+    /// The minute to judge, for `--once`; this minute if left out
+    #[arg(long, value_name = "TIME", value_parser = time::parse_ms, requires = "once")]
+    now: Option<i64>,
+    /// Judge and show, but save and update nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Args)]
+pub(super) struct IngestArgs {
+    #[command(flatten)]
+    state: StateArgs,
+    /// The logs: a folder, or `s3://bucket/prefix` up to the year
+    #[arg(long, value_name = "PLACE")]
+    logs: Place,
+    /// Count as if it were this time
+    #[arg(long, value_name = "TIME", value_parser = time::parse_ms)]
+    now: Option<i64>,
+}
+
+#[derive(Args)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    state: StateArgs,
+    /// The ledger as it is kept
+    #[arg(long)]
+    json: bool,
+    /// As of this time
+    #[arg(long, value_name = "TIME", value_parser = time::parse_ms)]
+    now: Option<i64>,
+}
+
+#[derive(Args)]
+pub(super) struct BanArgs {
+    #[command(flatten)]
+    state: StateArgs,
+    /// An address or a network
+    cidr: String,
+    /// How long, like `1h`; until it is taken back if left out
+    #[arg(long, value_name = "SPAN", value_parser = Span::parse)]
+    r#for: Option<Span>,
+    /// Why; whoever finds it in a year will be glad
+    #[arg(long)]
+    why: String,
+}
+
+#[derive(Args)]
+pub(super) struct UnbanArgs {
+    #[command(flatten)]
+    state: StateArgs,
+    /// An address or a network
+    cidr: String,
+}
+
+#[derive(Args)]
+pub(super) struct PushArgs {
+    #[command(flatten)]
+    state: StateArgs,
+    /// The policy to put in force
+    policy: PathBuf,
+}
+
+fn this_minute() -> Minute {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Minute::of_ms(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+fn minute(now: Option<i64>) -> Minute {
+    now.map_or_else(this_minute, Minute::of_ms)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let built = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    built.map_err(|error| Failure::new(format!("failed to start: {error}")))
+}
+
+impl From<TickError> for Failure {
+    fn from(error: TickError) -> Failure {
+        let failure = Failure::new(chain(&error));
+        match error {
+            TickError::Policy(_) => failure
+                .exit(Exit::PolicyRejected)
+                .hint("`palisade policy push` checks a policy before it is written"),
+            TickError::Contended => failure.hint("another updater runs at the same time; one is enough"),
+            TickError::Store(_) | TickError::Format { .. } => failure,
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Failure {
+        Failure::new(error.to_string())
+    }
+}
+
+/// Set by Ctrl-C: the tick under way is finished, and no other begins.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+pub(super) fn run(args: &RunArgs, printer: &Printer) -> Result<Exit, Failure> {
+    let runtime = runtime()?;
+    runtime.block_on(async {
+        let (state, logs) = (State::at(&args.state.state).await, LogPlace::at(&args.logs).await);
+        let mut engine = Engine::new(state, logs);
+        if args.once {
+            return tick(&mut engine, minute(args.now), args.dry_run, printer).await;
+        }
+        let _ = ctrlc::set_handler(|| {
+            if STOP.swap(true, Ordering::SeqCst) {
+                std::process::exit(130);
+            }
+        });
+        printer.note("Judging every minute. Ctrl-C finishes the minute under way; twice leaves at once");
+        let mut last = Minute(0);
+        while !STOP.load(Ordering::SeqCst) {
+            let now = this_minute();
+            if now > last {
+                last = now;
+                // A minute that fails is reported and tried again in the next one: everything heals by itself.
+                if let Err(failure) = tick(&mut engine, now, args.dry_run, printer).await {
+                    printer.error(&failure);
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        Ok(Exit::Done)
+    })
+}
+
+/// How long a tick on one machine may take for objects that no tally exists of.
+const TALLY_SECONDS_MAX: u64 = 3_600;
+
+async fn tick(
+    engine: &mut Engine<State, LogPlace>,
+    now: Minute,
+    dry: bool,
+    printer: &Printer,
+) -> Result<Exit, Failure> {
+    let began = Instant::now();
+    let ticked = engine
+        .tick(now, dry, || began.elapsed().as_secs() < TALLY_SECONDS_MAX)
+        .await?;
+    {
+        let mut out = stdout();
+        for verdict in &ticked.judgment.verdicts {
+            write_line(
+                &mut out,
+                &Line::of(&Event {
+                    time: now,
+                    verdict: verdict.clone(),
+                    stopped: 0,
+                }),
+            )?;
+        }
+        writeln!(
+            out,
+            "{}",
+            serde_json::to_string(&ticked.summary).map_err(std::io::Error::from)?
+        )?;
+    }
+    for problem in &ticked.summary.problems {
+        printer.warn(problem);
+    }
+    if let Some(why) = &ticked.summary.policy_rejected {
+        printer.warn(&format!(
+            "`{POLICY_KEY}` was rejected, the policy used before is in force:\n{why}"
+        ));
+    }
+    let mut failed = ticked.summary.left > 0 || ticked.summary.policy_rejected.is_some();
+    if ticked.policy.mode == Mode::Enforce && !dry {
+        let wanted = ticked.judgment.ledger.wanted(&ticked.policy, now);
+        for outcome in enforce(&engine.store, &wanted, &ticked.ours).await? {
+            failed |= say(&outcome, printer)?;
+        }
+    }
+    Ok(if failed { Exit::Incomplete } else { Exit::Done })
+}
+
+/// One line of outcome on stdout; failures on stderr. Whether something failed.
+fn say(outcome: &Outcome, printer: &Printer) -> Result<bool, Failure> {
+    writeln!(
+        stdout(),
+        "{}",
+        serde_json::to_string(outcome).map_err(std::io::Error::from)?
+    )?;
+    for failure in &outcome.failures {
+        printer.warn(failure);
+    }
+    Ok(!outcome.failures.is_empty())
+}
+
+pub(super) fn ingest(args: &IngestArgs, printer: &Printer) -> Result<Exit, Failure> {
+    runtime()?.block_on(async {
+        let mut engine = Engine::new(State::at(&args.state.state).await, LogPlace::at(&args.logs).await);
+        let summary = engine.ingest(minute(args.now)).await?;
+        for problem in &summary.problems {
+            printer.warn(problem);
+        }
+        writeln!(
+            stdout(),
+            "{} tallied, {} were; {} read",
+            several(summary.tallied as u64, "object"),
+            summary.tallies - summary.tallied,
+            several(summary.requests, "request")
+        )?;
+        Ok(if summary.left > 0 { Exit::Incomplete } else { Exit::Done })
+    })
+}
+
+pub(super) fn status(args: &StatusArgs) -> Result<Exit, Failure> {
+    let now = minute(args.now);
+    let (ledger, policy) = runtime()?.block_on(async {
+        let store = State::at(&args.state.state).await;
+        let policy = policy_in_force(&store).await?;
+        let (ledger, _) = Engine::new(store, ()).ledger().await?;
+        Ok::<_, Failure>((ledger, policy))
+    })?;
+    let mut out = stdout();
+    if args.json {
+        out.write_all(ledger.to_json().as_bytes())?;
+        return Ok(Exit::Done);
+    }
+    let mode = match policy.mode {
+        Mode::Observe => "observe: nothing is blocked",
+        Mode::Enforce => "enforce",
+    };
+    let bans = ledger.bans_in_force(&policy, now);
+    writeln!(
+        out,
+        "{HEADING}{} in force{HEADING:#} at {} UTC ({mode})",
+        several(bans.len() as u64, "ban"),
+        shown(now)
+    )?;
+    if !bans.is_empty() {
+        let mut rows = table(&["client", "left", "until (UTC)", "strike", "action", "why"], &[1, 3]);
+        for (client, ban) in bans {
+            let strikes = ledger.offenders.get(&client).map_or(0, |offender| offender.strikes);
+            rows.add_row([
+                client.to_string(),
+                ban.until.since(now).to_string(),
+                shown(ban.until),
+                strikes.to_string(),
+                ban.action.to_string(),
+                format!(
+                    "{}: {}, last {}",
+                    ban.rule,
+                    several(ban.hits, "hit"),
+                    shown(ban.last_hit)
+                ),
+            ]);
+        }
+        write_table(&mut out, &rows)?;
+    }
+    let by_hand: Vec<&Manual> = ledger.manual.iter().filter(|manual| manual.in_force(now)).collect();
+    if !by_hand.is_empty() {
+        writeln!(out, "\n{HEADING}By hand{HEADING:#}")?;
+        let mut rows = table(&["network", "", "since (UTC)", "until (UTC)", "why"], &[]);
+        for manual in by_hand {
+            let kind = if manual.kind == ManualKind::Ban {
+                "banned"
+            } else {
+                "allowed"
+            };
+            let until = manual.until.map_or_else(|| "taken back".to_owned(), shown);
+            rows.add_row([
+                manual.net.to_string(),
+                kind.to_owned(),
+                shown(manual.since),
+                until,
+                short(&manual.why, 80),
+            ]);
+        }
+        write_table(&mut out, &rows)?;
+    }
+    let waiting = ledger
+        .going_on
+        .iter()
+        .filter(|episode| matches!(episode, analyzer::ledger::Episode::Held(_)))
+        .count();
+    let known = count(ledger.offenders.len() as u64);
+    writeln!(
+        out,
+        "\n{known} known, of whom some are only remembered; {waiting} held by the brake"
+    )?;
+    Ok(Exit::Done)
+}
+
+pub(super) fn plan(args: &StatusArgs, apply: bool, printer: &Printer) -> Result<Exit, Failure> {
+    let now = minute(args.now);
+    runtime()?.block_on(async {
+        let store = State::at(&args.state.state).await;
+        let policy = policy_in_force(&store).await?;
+        let (ledger, _) = Engine::new(store.clone(), ()).ledger().await?;
+        let (wanted, ours) = (ledger.wanted(&policy, now), ledger.ours());
+        let mut failed = false;
+        if apply {
+            for outcome in enforce(&store, &wanted, &ours).await? {
+                failed |= say(&outcome, printer)?;
+            }
+        } else {
+            for (outcome, writes) in show(&store, &wanted, &ours).await? {
+                for write in writes {
+                    for (sign, nets) in [('+', &write.added), ('-', &write.removed)] {
+                        for net in nets {
+                            writeln!(stdout(), "{sign} {net} {}", write.set.name)?;
+                        }
+                    }
+                }
+                failed |= say(&outcome, printer)?;
+            }
+        }
+        Ok(if failed { Exit::Failed } else { Exit::Done })
+    })
+}
+
+async fn policy_in_force(store: &State) -> Result<Policy, Failure> {
+    match store.get(POLICY_KEY).await? {
+        None => Ok(Policy::default_policy()),
+        Some((bytes, _)) => Policy::parse(&String::from_utf8_lossy(&bytes)).map_err(|error| {
+            Failure::new(format!("policy `{POLICY_KEY}` was rejected\n\n{}", error.message)).exit(Exit::PolicyRejected)
+        }),
+    }
+}
+
+/// How often a decision by hand is made again because somebody else saved the ledger meanwhile.
+const ATTEMPTS_MAX: u32 = 10;
+
+/// Changes the ledger and says what was done; made again when somebody else was faster.
+fn edit(
+    state: &Place,
+    edit: impl Fn(&mut Ledger, &Policy, Minute) -> Result<String, Failure>,
+) -> Result<Exit, Failure> {
+    let now = this_minute();
+    let done = runtime()?.block_on(async {
+        let store = State::at(state).await;
+        let policy = policy_in_force(&store).await?;
+        let engine = Engine::new(store, ());
+        for _ in 0..ATTEMPTS_MAX {
+            let (mut ledger, version) = engine.ledger().await?;
+            let done = edit(&mut ledger, &policy, now)?;
+            match engine.save(&ledger, version).await {
+                Err(error) if error.is_conflict() => continue,
+                saved => saved?,
+            }
+            return Ok(done);
+        }
+        Err(Failure::from(TickError::Contended))
+    })?;
+    writeln!(stdout(), "{done}")?;
+    Ok(Exit::Done)
+}
+
+fn network(text: &str) -> Result<IpNet, Failure> {
+    parse_cidr(text).map_err(Failure::usage)
+}
+
+pub(super) fn ban(args: &BanArgs) -> Result<Exit, Failure> {
+    let net = network(&args.cidr)?;
+    edit(&args.state.state, |ledger, policy, now| {
+        if let Some(because) = ledger.spares(policy, Client::of_net(net), now) {
+            return Err(
+                Failure::new(format!("`{net}` can't be banned ({because})")).hint("take the allow entry away first")
+            );
+        }
+        by_hand(ledger, net, ManualKind::Ban, args, now);
+        Ok(format!(
+            "{net} is banned{}; the next run updates the IP sets",
+            until(args)
+        ))
+    })
+}
+
+pub(super) fn allow(args: &BanArgs) -> Result<Exit, Failure> {
+    let net = network(&args.cidr)?;
+    edit(&args.state.state, |ledger, _, now| {
+        by_hand(ledger, net, ManualKind::Allow, args, now);
+        Ok(format!(
+            "{net} is never banned{}; the next run updates the IP sets",
+            until(args)
+        ))
+    })
+}
+
+fn by_hand(ledger: &mut Ledger, net: IpNet, kind: ManualKind, args: &BanArgs, now: Minute) {
+    ledger.manual.retain(|manual| manual.net != net);
+    ledger.manual.push(Manual {
+        net,
+        kind,
+        why: args.why.clone(),
+        since: now,
+        until: args.r#for.map(|span| now + span),
+    });
+}
+
+fn until(args: &BanArgs) -> String {
+    args.r#for
+        .map_or_else(|| " until it is taken back".to_owned(), |span| format!(" for {span}"))
+}
+
+pub(super) fn unban(args: &UnbanArgs) -> Result<Exit, Failure> {
+    let net = network(&args.cidr)?;
+    edit(&args.state.state, |ledger, _, now| {
+        let mut ended = 0;
+        for (_, offender) in ledger.offenders.iter_mut().filter(|(client, _)| client.overlaps(&net)) {
+            // The slate begins here: what the client did before is not held against it again.
+            if offender.ban.in_force(now) {
+                offender.ban.until = now;
+                ended += 1;
+            }
+        }
+        for manual in &mut ledger.manual {
+            if manual.kind == ManualKind::Ban && manual.net == net && manual.in_force(now) {
+                manual.until = Some(now);
+                ended += 1;
+            }
+        }
+        if ended == 0 {
+            return Err(
+                Failure::new(format!("no ban of `{net}` is in force")).hint("`palisade status` shows those that are")
+            );
+        }
+        Ok(format!(
+            "{} of {net} ended; the next run updates the IP sets",
+            several(ended, "ban")
+        ))
+    })
+}
+
+pub(super) fn push(args: &PushArgs, printer: &Printer) -> Result<Exit, Failure> {
+    let policy = load_policy(&args.policy)?;
+    for lint in lint(&policy) {
+        printer.warn(&lint.to_string());
+    }
+    let failed = rehearse(&policy)
+        .iter()
+        .filter(|rehearsal| !rehearsal.failures.is_empty())
+        .count();
+    if failed > 0 {
+        return Err(Failure::new(format!(
+            "{} of the policy's own tests failed, so it was not pushed",
+            failed
+        ))
+        .exit(Exit::PolicyRejected)
+        .hint(format!("`palisade check {}` shows which", args.policy.display())));
+    }
+    let text = std::fs::read(&args.policy).map_err(|error| Failure::new(format!("failed to read policy: {error}")))?;
+    runtime()?.block_on(async {
+        State::at(&args.state.state)
+            .await
+            .put(POLICY_KEY, text, Condition::Always)
+            .await?;
+        Ok::<_, Failure>(())
+    })?;
+    let mode = if policy.mode == Mode::Enforce {
+        "enforces"
+    } else {
+        "observes"
+    };
+    writeln!(stdout(), "the policy is in force from the next run on; it {mode}")?;
+    Ok(Exit::Done)
+}

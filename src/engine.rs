@@ -1,0 +1,587 @@
+//! The live loop: what the updater does every minute, on Lambda or on one machine.
+//!
+//! A tick reads what there is, judges, saves, and only then touches IP sets. Every step can be repeated without harm, and a
+//! tick that dies anywhere is finished by the next one: tallies are keyed by their objects, the ledger is written only over
+//! the one that was read, and IP sets are compared with what they should hold and never with what we remember doing.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use analyzer::judge::judge;
+use analyzer::stored::{FormatError, ObjectTally};
+use analyzer::{Action, Judgment, Ledger, Minute, Policy, PolicyError, Tally};
+use chrono::{DateTime, Utc};
+use ingest::object_key;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use updater::{Family, IpSets, Options, SetId, reconcile};
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::logs::Logs;
+use crate::replay::{Collect, Count};
+use crate::store::{Condition, Listed, Store, StoreError, Version};
+
+/// The policy's key in the state.
+pub const POLICY_KEY: &str = "policy.toml";
+/// The last policy that was used, in case the next one does not parse.
+pub const POLICY_IN_USE_KEY: &str = "policy-in-use.toml";
+/// The ledger's key in the state.
+pub const LEDGER_KEY: &str = "ledger.json";
+/// The deployment's key in the state.
+pub const DEPLOYMENT_KEY: &str = "deployment.json";
+
+/// How often a tick judges again because somebody else saved the ledger meanwhile.
+const LEDGER_ATTEMPTS_MAX: u32 = 5;
+
+/// The state and the logs of a deployment, and what of them a warm process remembers.
+pub struct Engine<S, L> {
+    /// Where the state is.
+    pub store: S,
+    /// Where the logs are.
+    pub logs: L,
+    seen: Seen,
+}
+
+/// The tallies that were read before, by the hour of their objects.
+#[derive(Default)]
+struct Seen {
+    fingerprint: String,
+    hours: BTreeMap<String, Hour>,
+    all: Tally,
+}
+
+#[derive(Default)]
+struct Hour {
+    keys: HashSet<String>,
+    tally: Tally,
+}
+
+/// Why a tick could not be done. The ledger is as it was, unless the error says otherwise.
+#[derive(Debug, thiserror::Error)]
+pub enum TickError {
+    /// The state or the logs could not be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Something in the state is of a newer version, or damaged.
+    #[error("`{key}`: {source}")]
+    Format {
+        /// Which key.
+        key: String,
+        /// What is wrong.
+        #[source]
+        source: FormatError,
+    },
+    /// There is no policy to judge by.
+    #[error("policy `{POLICY_KEY}` was rejected, and there is none that was used before")]
+    Policy(#[source] PolicyError),
+    /// Somebody else kept saving the ledger.
+    #[error("the ledger was saved by somebody else {LEDGER_ATTEMPTS_MAX} times in a row")]
+    Contended,
+}
+
+/// What a tick did.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Summary {
+    /// The minute of the judgment.
+    pub now: String,
+    /// Tallies merged into the judgment.
+    pub tallies: usize,
+    /// Objects tallied by this tick because no event had announced them.
+    pub tallied: usize,
+    /// Objects that are still not tallied, because time ran out or because they could not be read.
+    pub left: usize,
+    /// Requests in the objects tallied by this tick.
+    pub requests: u64,
+    /// Records skipped in the objects tallied by this tick.
+    pub skipped: u64,
+    /// Seconds between the newest request known and the minute of the judgment.
+    pub lag_seconds: Option<i64>,
+    /// Bans in force.
+    pub bans: usize,
+    /// Bans imposed.
+    pub new_bans: usize,
+    /// Offenses held by the brake that were not held before.
+    pub held: usize,
+    /// Offenses spared that were not spared before.
+    pub spared: usize,
+    /// Alerts raised.
+    pub alerts: usize,
+    /// Whether `policy.toml` did not parse, so that the policy used before is in use.
+    pub policy_rejected: Option<String>,
+    /// What could not be read; it will be tried again.
+    pub problems: Vec<String>,
+}
+
+/// A tick's outcome: what was judged, and what is known now.
+#[derive(Debug)]
+pub struct Ticked {
+    /// What it did.
+    pub summary: Summary,
+    /// The policy it judged by.
+    pub policy: Policy,
+    /// What is known now; saved, unless the tick was dry.
+    pub judgment: Judgment,
+    /// Every network the IP sets may hold because of us: of this ledger and the one before.
+    pub ours: Vec<IpNet>,
+}
+
+impl<S: Store, L> Engine<S, L> {
+    /// A process that has seen nothing yet.
+    pub fn new(store: S, logs: L) -> Engine<S, L> {
+        Engine {
+            store,
+            logs,
+            seen: Seen::default(),
+        }
+    }
+
+    /// What is known, and which version of the ledger says so.
+    ///
+    /// # Errors
+    /// When it can't be read; never an empty ledger instead.
+    pub async fn ledger(&self) -> Result<(Ledger, Option<Version>), TickError> {
+        match self.store.get(LEDGER_KEY).await? {
+            None => Ok((Ledger::default(), None)),
+            Some((bytes, version)) => {
+                let ledger = Ledger::from_json(&bytes);
+                let ledger = ledger.map_err(|source| TickError::Format {
+                    key: LEDGER_KEY.into(),
+                    source,
+                })?;
+                Ok((ledger, Some(version)))
+            }
+        }
+    }
+
+    /// Saves the ledger over the version that was read.
+    ///
+    /// # Errors
+    /// A conflict when somebody else saved it since.
+    pub async fn save(&self, ledger: &Ledger, read: Option<Version>) -> Result<(), StoreError> {
+        let condition = read.map_or(Condition::IfAbsent, Condition::IfUnchanged);
+        self.store
+            .put(LEDGER_KEY, ledger.to_json().into_bytes(), condition)
+            .await
+            .map(|_| ())
+    }
+}
+
+impl<S: Store, L: Logs> Engine<S, L> {
+    /// Makes every tally of the horizon that is missing, without judging: a recount, after a change of what rules match.
+    ///
+    /// # Errors
+    /// As [`Engine::tick`].
+    pub async fn ingest(&mut self, now: Minute) -> Result<Summary, TickError> {
+        let mut summary = Summary {
+            now: now.to_string(),
+            ..Summary::default()
+        };
+        let policy = self.policy(true, &mut summary).await?;
+        self.take_in(&policy, now, false, || true, &mut summary).await?;
+        Ok(summary)
+    }
+
+    /// Reads, judges and saves the minute `now`. A `dry` tick saves nothing. `has_time` says whether there is time to tally
+    /// one more object.
+    ///
+    /// # Errors
+    /// When the policy, the ledger or a listing could not be read, or the ledger not saved. Single objects that could not
+    /// be read are in the summary: without them fewer offenses are seen, and no ban ends.
+    pub async fn tick(&mut self, now: Minute, dry: bool, has_time: impl Fn() -> bool) -> Result<Ticked, TickError> {
+        let mut summary = Summary {
+            now: now.to_string(),
+            ..Summary::default()
+        };
+        let policy = self.policy(dry, &mut summary).await?;
+        self.take_in(&policy, now, dry, has_time, &mut summary).await?;
+        for _ in 0..LEDGER_ATTEMPTS_MAX {
+            let (ledger, version) = self.ledger().await?;
+            let judgment = judge(&policy, &self.seen.all, &ledger, now);
+            let mut ours = ledger.ours();
+            ours.extend(judgment.ledger.ours());
+            if !dry && judgment.ledger != ledger {
+                match self.save(&judgment.ledger, version).await {
+                    Err(error) if error.is_conflict() => continue,
+                    saved => saved?,
+                }
+            }
+            if !dry && !judgment.verdicts.is_empty() {
+                self.write_verdicts(now, &judgment).await?;
+            }
+            summary.count(&policy, &judgment, now);
+            return Ok(Ticked {
+                summary,
+                policy,
+                judgment,
+                ours,
+            });
+        }
+        Err(TickError::Contended)
+    }
+
+    /// The policy in the state, or the one used before if that does not parse.
+    async fn policy(&self, dry: bool, summary: &mut Summary) -> Result<Policy, TickError> {
+        let text = match self.store.get(POLICY_KEY).await? {
+            Some((bytes, _)) => String::from_utf8_lossy(&bytes).into_owned(),
+            None => analyzer::DEFAULT_POLICY.to_owned(),
+        };
+        let before = self.store.get(POLICY_IN_USE_KEY).await?;
+        match Policy::parse(&text) {
+            Ok(policy) => {
+                if !dry && before.is_none_or(|(bytes, _)| bytes != text.as_bytes()) {
+                    self.store
+                        .put(POLICY_IN_USE_KEY, text.into_bytes(), Condition::Always)
+                        .await?;
+                }
+                Ok(policy)
+            }
+            Err(error) => {
+                let before = before.and_then(|(bytes, _)| Policy::parse(&String::from_utf8_lossy(&bytes)).ok());
+                summary.policy_rejected = Some(error.to_string());
+                before.ok_or(TickError::Policy(error))
+            }
+        }
+    }
+
+    /// Takes in every tally of the horizon, making those that no event has made.
+    async fn take_in(
+        &mut self,
+        policy: &Policy,
+        now: Minute,
+        dry: bool,
+        has_time: impl Fn() -> bool,
+        summary: &mut Summary,
+    ) -> Result<(), TickError> {
+        let from = now - policy.horizon();
+        let fingerprint = policy.fingerprint();
+        let objects = self.logs.list(from, now).await?;
+        let wanted: BTreeMap<String, &Listed> = objects
+            .iter()
+            .map(|object| (tally_key(&fingerprint, &object.key), object))
+            .collect();
+        let hours: BTreeSet<String> = wanted
+            .keys()
+            .filter_map(|key| key.rsplit_once('/'))
+            .map(|(hour, _)| hour.to_owned())
+            .collect();
+        self.seen.keep(&fingerprint, &hours);
+
+        let mut stored: HashSet<String> = HashSet::new();
+        if wanted.keys().any(|key| !self.seen.has(key)) {
+            for hour in &hours {
+                stored.extend(
+                    self.store
+                        .list(&format!("{hour}/"))
+                        .await?
+                        .into_iter()
+                        .map(|listed| listed.key),
+                );
+            }
+        }
+        for (key, object) in &wanted {
+            if self.seen.has(key) {
+                continue;
+            }
+            let tally = if stored.contains(key) {
+                self.read_tally(key).await
+            } else if has_time() {
+                let tallied = tally_object(&self.logs, policy, &object.key).await;
+                if let Ok(tally) = &tallied {
+                    summary.tallied += 1;
+                    summary.requests += tally.requests;
+                    summary.skipped += tally.skipped.values().sum::<u64>();
+                    if !dry {
+                        self.store.put(key, tally.to_bytes(), Condition::Always).await?;
+                    }
+                }
+                tallied
+            } else {
+                summary.left += 1;
+                continue;
+            };
+            match tally {
+                Ok(tally) => self.seen.add(key, tally),
+                Err(error) => {
+                    summary.left += 1;
+                    summary.problems.push(error.to_string());
+                }
+            }
+        }
+        summary.tallies = self.seen.hours.values().map(|hour| hour.keys.len()).sum();
+        summary.lag_seconds = self
+            .seen
+            .all
+            .newest()
+            .map(|newest| now.epoch_seconds() - newest.epoch_seconds() - 60);
+        Ok(())
+    }
+
+    async fn read_tally(&self, key: &str) -> Result<ObjectTally, TickError> {
+        let damaged = |why: &str| FormatError::Damaged {
+            what: "the tally",
+            why: why.into(),
+        };
+        let format = |source| TickError::Format {
+            key: key.to_owned(),
+            source,
+        };
+        let (bytes, _) = self
+            .store
+            .get(key)
+            .await?
+            .ok_or_else(|| format(damaged("it was listed and is gone")))?;
+        ObjectTally::from_bytes(&bytes).map_err(format)
+    }
+
+    async fn write_verdicts(&self, now: Minute, judgment: &Judgment) -> Result<(), StoreError> {
+        let mut lines = Vec::new();
+        for verdict in &judgment.verdicts {
+            let event = crate::replay::Event {
+                time: now,
+                verdict: verdict.clone(),
+                stopped: 0,
+            };
+            crate::report::write_line(&mut lines, &crate::report::Line::of(&event)).map_err(|error| {
+                StoreError::new(
+                    "write verdicts",
+                    crate::store::StoreErrorKind::Failed(error.to_string()),
+                )
+            })?;
+        }
+        let time = DateTime::<Utc>::from_timestamp(now.epoch_seconds(), 0).unwrap_or_default();
+        let key = format!("verdicts/{}.jsonl", time.format("%Y-%m-%d/%H-%M"));
+        self.store.put(&key, lines, Condition::Always).await.map(|_| ())
+    }
+}
+
+impl Summary {
+    fn count(&mut self, policy: &Policy, judgment: &Judgment, now: Minute) {
+        use analyzer::Verdict;
+        for verdict in &judgment.verdicts {
+            match verdict {
+                Verdict::Ban(..) => self.new_bans += 1,
+                Verdict::Held(..) => self.held += 1,
+                Verdict::Spared(..) => self.spared += 1,
+                Verdict::Alert(..) | Verdict::Crowd(..) => self.alerts += 1,
+            }
+        }
+        self.bans = judgment.ledger.wanted(policy, now).len();
+    }
+}
+
+impl Seen {
+    fn has(&self, key: &str) -> bool {
+        key.rsplit_once('/')
+            .and_then(|(hour, _)| self.hours.get(hour))
+            .is_some_and(|hour| hour.keys.contains(key))
+    }
+
+    fn add(&mut self, key: &str, tally: ObjectTally) {
+        let Some((hour, _)) = key.rsplit_once('/') else { return };
+        let hour = self.hours.entry(hour.to_owned()).or_default();
+        if hour.keys.insert(key.to_owned()) {
+            hour.tally.merge(tally.tally.clone());
+            self.all.merge(tally.tally);
+        }
+    }
+
+    /// Forgets the hours that are out of view, and everything if tallies count something else now.
+    fn keep(&mut self, fingerprint: &str, hours: &BTreeSet<String>) {
+        if self.fingerprint != fingerprint {
+            *self = Seen {
+                fingerprint: fingerprint.to_owned(),
+                ..Seen::default()
+            };
+        }
+        let before = self.hours.len();
+        self.hours.retain(|hour, _| hours.contains(hour));
+        if self.hours.len() < before {
+            self.all = Tally::default();
+            for hour in self.hours.values() {
+                self.all.merge(hour.tally.clone());
+            }
+        }
+    }
+}
+
+/// The key of an object's tally: derived from the object's identity, so that a second delivery overwrites itself.
+pub fn tally_key(fingerprint: &str, object: &str) -> String {
+    let hour = match object_key::parse(object).times {
+        Some(times) => DateTime::<Utc>::from_timestamp(times.start_s, 0)
+            .unwrap_or_default()
+            .format("%Y-%m-%dT%H")
+            .to_string(),
+        None => "undated".to_owned(),
+    };
+    format!("tallies/{fingerprint}/{hour}/{:032x}", xxh3_128(object.as_bytes()))
+}
+
+/// Reads one log object and counts it, on a thread that may block.
+///
+/// # Errors
+/// When the object can't be read to its end: half an object is never a tally.
+pub async fn tally_object(logs: &impl Logs, policy: &Policy, object: &str) -> Result<ObjectTally, TickError> {
+    let log = logs.open(object).await?;
+    let scan = {
+        let policy = policy.clone();
+        tokio::task::spawn_blocking(move || {
+            let mut count = Count::new(&policy);
+            let mut newest_ms = None;
+            let scan = ingest::scan(log, |request| {
+                newest_ms = newest_ms.max(Some(request.timestamp_ms));
+                count.request(request);
+            });
+            (scan, count.tally, newest_ms)
+        })
+        .await
+    };
+    let unreadable = |why: String| {
+        TickError::Store(StoreError::new(
+            format!("read `{object}`"),
+            crate::store::StoreErrorKind::Failed(why),
+        ))
+    };
+    let (scan, tally, newest_ms) = scan.map_err(|error| unreadable(error.to_string()))?;
+    // A failed read may work the next time. Anything else that stopped us is what the object holds.
+    if let Some(stop @ ingest::Stop::Io { .. }) = &scan.stopped {
+        return Err(unreadable(stop.to_string()));
+    }
+    let skipped = scan
+        .skipped
+        .iter()
+        .map(|(skip, count)| (skip.name().to_owned(), count))
+        .collect();
+    Ok(ObjectTally {
+        object: object.to_owned(),
+        requests: scan.requests,
+        skipped,
+        newest_ms,
+        tally,
+    })
+}
+
+/// What the command line and the updater need to know about a deployment: `deployment.json`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deployment {
+    /// The format's version, 1.
+    pub version: u32,
+    /// Where bans are enforced; several web ACLs share one ledger.
+    pub targets: Vec<Target>,
+}
+
+/// IP sets in one scope and Region.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// `REGIONAL` or `CLOUDFRONT`.
+    pub scope: String,
+    /// The Region of a regional target.
+    #[serde(default)]
+    pub region: Option<String>,
+    /// The sets of the ban rule.
+    pub block: SetsOfAction,
+    /// The sets of the challenge rule.
+    #[serde(default)]
+    pub challenge: SetsOfAction,
+    /// The sets are ours alone: what others put in is removed.
+    #[serde(default)]
+    pub exclusive: bool,
+}
+
+/// The IP sets behind one rule, by family, in the order in which they are filled.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SetsOfAction {
+    /// For IPv4.
+    pub v4: Vec<Set>,
+    /// For IPv6.
+    pub v6: Vec<Set>,
+}
+
+/// One IP set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Set {
+    /// What a person called it.
+    pub name: String,
+    /// What WAF called it.
+    pub id: String,
+}
+
+/// What reconciling one target's sets did, or why it could not.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Outcome {
+    /// Updates sent.
+    pub writes: usize,
+    /// Networks added.
+    pub added: usize,
+    /// Networks removed.
+    pub removed: usize,
+    /// Networks that others put there.
+    pub foreign: usize,
+    /// Wanted, but in no set.
+    pub overflow: usize,
+    /// How many more the sets could take.
+    pub room: usize,
+    /// What failed.
+    pub failures: Vec<String>,
+}
+
+impl Target {
+    /// Makes the sets agree with `wanted`. `pause` is called before each further attempt.
+    pub async fn reconcile<P, F>(
+        &self,
+        ip_sets: &impl IpSets,
+        wanted: &[(IpNet, Action)],
+        ours: &[IpNet],
+        mut pause: P,
+    ) -> Outcome
+    where
+        P: FnMut(u32) -> F,
+        F: Future<Output = ()>,
+    {
+        let mut outcome = Outcome::default();
+        for (action, sets) in [(Action::Block, &self.block), (Action::Challenge, &self.challenge)] {
+            let nets: Vec<IpNet> = wanted
+                .iter()
+                .filter(|(_, wanted)| *wanted == action)
+                .map(|(net, _)| *net)
+                .collect();
+            for (family, sets) in [(Family::V4, &sets.v4), (Family::V6, &sets.v6)] {
+                if sets.is_empty() {
+                    let lost = nets.iter().filter(|net| Family::of(net) == family).count();
+                    outcome.overflow += lost;
+                    continue;
+                }
+                let ids: Vec<SetId> = sets.iter().map(|set| SetId::new(&set.name, &set.id)).collect();
+                let options = Options {
+                    family,
+                    exclusive: self.exclusive,
+                };
+                match reconcile(ip_sets, &ids, &nets, ours, &options, |attempt| pause(attempt.number)).await {
+                    Ok(done) => {
+                        outcome.writes += done.applied.sets.len();
+                        outcome.added += done.applied.added;
+                        outcome.removed += done.applied.removed;
+                        outcome.foreign += done.plan.foreign.len();
+                        outcome.overflow += done.plan.overflow.len();
+                        outcome.room += done.plan.room;
+                    }
+                    Err(error) => outcome.failures.push(chain(&error)),
+                }
+            }
+        }
+        outcome
+    }
+}
+
+/// An error with its sources, once each.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text += &format!(": {cause}");
+        source = cause.source();
+    }
+    text
+}

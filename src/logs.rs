@@ -1,0 +1,126 @@
+//! Where the log objects of a deployment are: a folder, or a bucket.
+
+use std::fs::File;
+use std::future::Future;
+use std::io::Read;
+use std::path::PathBuf;
+
+use analyzer::Minute;
+use aws_sdk_s3::Client;
+use chrono::{DateTime, Utc};
+use ingest::object_key;
+use tokio_util::io::SyncIoBridge;
+use walkdir::WalkDir;
+
+use crate::inputs;
+use crate::store::{Bucket, Listed, Store, StoreError, StoreErrorKind, s3_failed};
+
+/// Log objects under keys, for reading only.
+pub trait Logs: Send + Sync {
+    /// The objects that may hold requests from `from` on and before `to`, in order of their keys.
+    fn list(&self, from: Minute, to: Minute) -> impl Future<Output = Result<Vec<Listed>, StoreError>> + Send;
+
+    /// The bytes of one object, as they come. Blocks while it reads, so it must be read on a thread that may.
+    fn open(&self, key: &str) -> impl Future<Output = Result<Box<dyn Read + Send>, StoreError>> + Send;
+}
+
+/// A folder of log objects, with its whole tree.
+#[derive(Debug, Clone)]
+pub struct LogFolder {
+    root: PathBuf,
+}
+
+impl LogFolder {
+    /// The objects below `root`.
+    pub fn new(root: impl Into<PathBuf>) -> LogFolder {
+        LogFolder { root: root.into() }
+    }
+}
+
+impl Logs for LogFolder {
+    async fn list(&self, from: Minute, to: Minute) -> Result<Vec<Listed>, StoreError> {
+        let mut listed = Vec::new();
+        for entry in WalkDir::new(&self.root).min_depth(1).follow_links(true) {
+            let entry = entry.map_err(|error| {
+                StoreError::new(
+                    format!("list `{}`", self.root.display()),
+                    StoreErrorKind::Failed(error.to_string()),
+                )
+            })?;
+            let hidden = entry.file_name().as_encoded_bytes().first() == Some(&b'.');
+            if !entry.file_type().is_file() || hidden {
+                continue;
+            }
+            let key = entry
+                .path()
+                .strip_prefix(&self.root)
+                .unwrap_or(entry.path())
+                .to_string_lossy()
+                .replace('\\', "/");
+            if object_key::parse(&key).may_hold(Some(from.epoch_seconds()), Some(to.epoch_seconds())) {
+                listed.push(Listed {
+                    key,
+                    size: entry.metadata().map_or(0, |metadata| metadata.len()),
+                });
+            }
+        }
+        listed.sort();
+        Ok(listed)
+    }
+
+    async fn open(&self, key: &str) -> Result<Box<dyn Read + Send>, StoreError> {
+        match File::open(self.root.join(key)) {
+            Ok(file) => Ok(Box::new(file)),
+            Err(error) => Err(StoreError::new(
+                format!("read `{key}`"),
+                StoreErrorKind::Failed(inputs::describe(&error)),
+            )),
+        }
+    }
+}
+
+/// A bucket of log objects below a prefix that is followed by `YYYY/MM/dd/HH/`, as Firehose and AWS WAF write them.
+#[derive(Debug, Clone)]
+pub struct LogBucket {
+    client: Client,
+    bucket: String,
+    prefix: String,
+}
+
+impl LogBucket {
+    /// The objects in `bucket` below `prefix`.
+    pub fn new(client: Client, bucket: impl Into<String>, prefix: impl Into<String>) -> LogBucket {
+        LogBucket {
+            client,
+            bucket: bucket.into(),
+            prefix: prefix.into(),
+        }
+    }
+}
+
+impl Logs for LogBucket {
+    async fn list(&self, from: Minute, to: Minute) -> Result<Vec<Listed>, StoreError> {
+        // One request an hour: S3 lists by prefix, and both layouts have the hour in it. An object is named for the time
+        // when it was begun, so that the hour before the period may hold requests of the period.
+        let store = Bucket::new(self.client.clone(), &self.bucket, "");
+        let first = (from.epoch_seconds() - object_key::GATHERING_SECONDS).div_euclid(3600);
+        let last = (to.epoch_seconds() + object_key::DELIVERY_LATE_SECONDS).div_euclid(3600);
+        let mut listed = Vec::new();
+        for hour in first..=last {
+            let time = DateTime::<Utc>::from_timestamp(hour * 3600, 0).unwrap_or_default();
+            let prefix = format!("{}{}", self.prefix, time.format("%Y/%m/%d/%H/"));
+            listed.extend(store.list(&prefix).await?);
+        }
+        listed.retain(|object| {
+            object_key::parse(&object.key).may_hold(Some(from.epoch_seconds()), Some(to.epoch_seconds()))
+        });
+        Ok(listed)
+    }
+
+    async fn open(&self, key: &str) -> Result<Box<dyn Read + Send>, StoreError> {
+        let sent = self.client.get_object().bucket(&self.bucket).key(key).send().await;
+        let object =
+            sent.map_err(|error| s3_failed(format!("read `s3://{}/{key}`", self.bucket), &error, "s3:GetObject"))?;
+        Ok(Box::new(SyncIoBridge::new(object.body.into_async_read())))
+    }
+}

@@ -1,0 +1,294 @@
+//! The stand-in refuses what WAF refuses. Each line here is a rule that plain ministack does not have.
+
+use aws_sdk_wafv2::Client;
+use aws_sdk_wafv2::error::ProvideErrorMetadata;
+use aws_sdk_wafv2::types::{
+    CountAction, IpAddressVersion, IpSetReferenceStatement, Rule, RuleAction, Scope, Statement, VisibilityConfig,
+};
+use updater::{Family, SetId};
+
+use super::{Console, StandIn, many, networks, unique};
+
+const REGIONAL: Scope = Scope::Regional;
+
+/// A client, a set that holds `192.0.2.1/32` or `2001:db8::/64`, and its lock token.
+async fn with_set(aws: &StandIn, family: Family) -> (Console, SetId, String) {
+    let console = Console::new(aws, "eu-central-1", REGIONAL);
+    let content = networks(if family == Family::V4 {
+        "192.0.2.1/32"
+    } else {
+        "2001:db8::/64"
+    });
+    let set = console
+        .create(&unique("strict"), family, &content, Some("Banned clients"))
+        .await;
+    let lock = console.get(&set).await.lock_token.unwrap();
+    (console, set, lock)
+}
+
+/// Updates a set, and says what the stand-in has against it.
+async fn update(client: &Client, name: &str, id: &str, lock: &str, addresses: &[&str]) -> Result<String, String> {
+    let update = client
+        .update_ip_set()
+        .name(name)
+        .id(id)
+        .scope(REGIONAL)
+        .lock_token(lock);
+    let update = update.set_addresses(Some(addresses.iter().map(|&address| address.to_owned()).collect()));
+    match update.send().await {
+        Ok(answer) => Ok(answer.next_lock_token.unwrap()),
+        Err(error) => Err(error.code().unwrap().to_owned()),
+    }
+}
+
+#[tokio::test]
+async fn a_lock_token_works_once() {
+    let Some(aws) = StandIn::shared() else { return };
+    let (Console { client, .. }, SetId { name, id }, lock) = with_set(aws, Family::V4).await;
+    let next = update(&client, &name, &id, &lock, &["192.0.2.2/32"]).await.unwrap();
+    let stale = Err("WAFOptimisticLockException".to_owned());
+    assert_eq!(update(&client, &name, &id, &lock, &[]).await, stale);
+    assert_eq!(update(&client, &name, &id, "made-up", &[]).await, stale);
+    let delete = client
+        .delete_ip_set()
+        .name(&name)
+        .id(&id)
+        .scope(REGIONAL)
+        .lock_token(&lock)
+        .send()
+        .await;
+    assert!(
+        delete
+            .unwrap_err()
+            .into_service_error()
+            .is_waf_optimistic_lock_exception()
+    );
+    assert!(update(&client, &name, &id, &next, &[]).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_set_is_named_by_name_and_id() {
+    let Some(aws) = StandIn::shared() else { return };
+    let (Console { client, .. }, SetId { name, id }, lock) = with_set(aws, Family::V4).await;
+    let missing = Err("WAFNonexistentItemException".to_owned());
+    assert_eq!(update(&client, "another", &id, &lock, &[]).await, missing);
+    assert_eq!(
+        update(&client, &name, "00000000-0000-4000-8000-000000000000", &lock, &[]).await,
+        missing
+    );
+    let get = client.get_ip_set().name("another").id(&id).scope(REGIONAL).send().await;
+    assert!(
+        get.unwrap_err()
+            .into_service_error()
+            .is_waf_nonexistent_item_exception()
+    );
+    let create = client
+        .create_ip_set()
+        .name(&name)
+        .scope(REGIONAL)
+        .ip_address_version(IpAddressVersion::Ipv4);
+    let create = create.set_addresses(Some(Vec::new())).send().await;
+    assert!(
+        create
+            .unwrap_err()
+            .into_service_error()
+            .is_waf_duplicate_item_exception()
+    );
+}
+
+#[tokio::test]
+async fn addresses_are_networks_of_the_sets_family() {
+    let Some(aws) = StandIn::shared() else { return };
+    let check = async |family, refused: &[&str]| {
+        let (console, SetId { name, id }, lock) = with_set(aws, family).await;
+        for address in refused {
+            let answer = update(&console.client, &name, &id, &lock, &["198.51.100.1/32", address]).await;
+            assert_eq!(answer, Err("WAFInvalidParameterException".to_owned()), "{address}");
+        }
+        let unchanged = console.get(&SetId { name, id }).await;
+        assert_eq!(
+            (unchanged.lock_token.unwrap(), unchanged.ip_set.unwrap().addresses.len()),
+            (lock, 1)
+        );
+    };
+    let bad = [
+        "192.0.2.1",
+        "192.0.2.1/33",
+        "192.0.2.1-192.0.2.9",
+        "somewhere/24",
+        "",
+        "195.178.188.66/29",
+        "0.0.0.0/0",
+    ];
+    check(Family::V4, &bad).await;
+    check(Family::V4, &["2001:db8::/64", "198.51.100.1/32"]).await;
+    check(Family::V6, &["192.0.2.1/32"]).await;
+
+    let (console, SetId { name, id }, lock) = with_set(aws, Family::V6).await;
+    for address in ["::/0", "2001:db8::1/64", "2001:db8::1", "2001:db8::/129"] {
+        let answer = update(&console.client, &name, &id, &lock, &[address]).await;
+        assert_eq!(answer, Err("WAFInvalidParameterException".to_owned()), "{address}");
+    }
+}
+
+#[tokio::test]
+async fn a_refused_address_is_named() {
+    let Some(aws) = StandIn::shared() else { return };
+    let (console, set, lock) = with_set(aws, Family::V4).await;
+    let update = console
+        .client
+        .update_ip_set()
+        .name(set.name)
+        .id(set.id)
+        .scope(REGIONAL)
+        .lock_token(lock);
+    let error = update
+        .addresses("0.0.0.0/0")
+        .send()
+        .await
+        .unwrap_err()
+        .into_service_error();
+    let aws_sdk_wafv2::operation::update_ip_set::UpdateIPSetError::WafInvalidParameterException(error) = error else {
+        panic!("{error:?}");
+    };
+    assert_eq!(error.field().unwrap().as_str(), "IP_ADDRESS");
+    assert_eq!(error.parameter(), Some("0.0.0.0/0"));
+    assert_eq!(
+        error.reason(),
+        Some("The parameter contains formatting that is not valid.")
+    );
+}
+
+#[tokio::test]
+async fn ten_thousand_addresses_fit_and_one_more_does_not() {
+    let Some(aws) = StandIn::shared() else { return };
+    let (Console { client, .. }, SetId { name, id }, lock) = with_set(aws, Family::V4).await;
+    let addresses: Vec<String> = many(Family::V4, 10_001).iter().map(ToString::to_string).collect();
+    let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+    let too_many = Err("WAFLimitsExceededException".to_owned());
+    assert_eq!(update(&client, &name, &id, &lock, &addresses).await, too_many);
+    assert!(update(&client, &name, &id, &lock, &addresses[1..]).await.is_ok());
+}
+
+#[tokio::test]
+async fn an_update_without_a_description_erases_it() {
+    let Some(aws) = StandIn::shared() else { return };
+    let (console, set, lock) = with_set(aws, Family::V4).await;
+    assert_eq!(console.description(&set).await.as_deref(), Some("Banned clients"));
+    let empty = console
+        .client
+        .update_ip_set()
+        .name(&set.name)
+        .id(&set.id)
+        .scope(REGIONAL)
+        .lock_token(&lock);
+    let empty = empty.set_addresses(Some(Vec::new())).description("").send().await;
+    assert!(
+        empty
+            .unwrap_err()
+            .into_service_error()
+            .is_waf_invalid_parameter_exception()
+    );
+    update(&console.client, &set.name, &set.id, &lock, &[]).await.unwrap();
+    assert_eq!(console.description(&set).await.as_deref(), Some(""));
+}
+
+#[tokio::test]
+async fn cloudfront_sets_are_kept_in_one_region() {
+    let Some(aws) = StandIn::shared() else { return };
+    let abroad = Console::new(aws, "eu-central-1", Scope::Cloudfront);
+    let list = abroad.client.list_ip_sets().scope(Scope::Cloudfront).send().await;
+    assert!(
+        list.unwrap_err()
+            .into_service_error()
+            .is_waf_invalid_parameter_exception()
+    );
+    let home = Console::new(aws, "us-east-1", Scope::Cloudfront);
+    home.create(&unique("cloudfront"), Family::V4, &[], None).await;
+}
+
+#[tokio::test]
+async fn a_region_does_not_see_the_sets_of_another() {
+    let Some(aws) = StandIn::shared() else { return };
+    let (_, set, _) = with_set(aws, Family::V4).await;
+    let abroad = Console::new(aws, "eu-west-1", REGIONAL);
+    let get = abroad
+        .client
+        .get_ip_set()
+        .name(&set.name)
+        .id(&set.id)
+        .scope(REGIONAL)
+        .send()
+        .await;
+    assert!(
+        get.unwrap_err()
+            .into_service_error()
+            .is_waf_nonexistent_item_exception()
+    );
+}
+
+#[tokio::test]
+async fn sets_are_listed_in_pages() {
+    let Some(aws) = StandIn::shared() else { return };
+    let console = Console::new(aws, "eu-north-1", REGIONAL);
+    for name in ["a", "b", "c"] {
+        console.create(name, Family::V4, &[], None).await;
+    }
+    let page = async |marker: Option<&str>| {
+        let list = console.client.list_ip_sets().scope(REGIONAL).limit(2);
+        let page = list.set_next_marker(marker.map(str::to_owned)).send().await.unwrap();
+        let names: Vec<_> = page
+            .ip_sets()
+            .iter()
+            .map(|set| set.name().unwrap().to_owned())
+            .collect();
+        (names.concat(), page.next_marker)
+    };
+    assert_eq!(page(None).await, ("ab".to_owned(), Some("b".to_owned())));
+    assert_eq!(page(Some("b")).await, ("c".to_owned(), Some("c".to_owned())));
+    assert_eq!(page(Some("c")).await, (String::new(), None));
+}
+
+#[tokio::test]
+async fn a_set_that_a_rule_uses_cannot_be_deleted() {
+    let Some(aws) = StandIn::shared() else { return };
+    let (console, set, lock) = with_set(aws, Family::V4).await;
+    let arn = console.get(&set).await.ip_set.unwrap().arn;
+    let metrics = VisibilityConfig::builder()
+        .sampled_requests_enabled(true)
+        .cloud_watch_metrics_enabled(true)
+        .metric_name("bans")
+        .build()
+        .unwrap();
+    let reference = IpSetReferenceStatement::builder().arn(arn).build().unwrap();
+    let rule = Rule::builder()
+        .name("bans")
+        .priority(0)
+        .statement(Statement::builder().ip_set_reference_statement(reference).build())
+        .action(RuleAction::builder().count(CountAction::builder().build()).build())
+        .visibility_config(metrics.clone())
+        .build()
+        .unwrap();
+    let create = console
+        .client
+        .create_rule_group()
+        .name(unique("group"))
+        .scope(REGIONAL)
+        .capacity(1);
+    create.rules(rule).visibility_config(metrics).send().await.unwrap();
+    let delete = console
+        .client
+        .delete_ip_set()
+        .name(set.name)
+        .id(set.id)
+        .scope(REGIONAL)
+        .lock_token(lock);
+    assert!(
+        delete
+            .send()
+            .await
+            .unwrap_err()
+            .into_service_error()
+            .is_waf_associated_item_exception()
+    );
+}

@@ -1,0 +1,342 @@
+//! Whole command runs on a deployment: its state in a folder or a bucket, its IP sets in the stand-in.
+
+use std::fs;
+use std::process::{Command, Output};
+
+use aws_sdk_wafv2::types::{IpAddressVersion, Scope};
+use palisade::place::s3_client;
+use palisade::traffic;
+
+use crate::aws::StandIn;
+
+struct Place {
+    folder: tempfile::TempDir,
+    env: Vec<(&'static str, String)>,
+}
+
+impl Place {
+    /// A folder with the demo's logs in `logs` and its policy in `policy.toml`.
+    fn new() -> Place {
+        let place = Place {
+            folder: tempfile::tempdir().unwrap(),
+            env: Vec::new(),
+        };
+        traffic::deliver(&traffic::hour(1).requests, &place.folder.path().join("logs"), 1).unwrap();
+        let policy = format!(
+            "{}\n[[allow]]\ncidr = \"203.0.113.200/32\"\nnote = \"our own scanner\"\n",
+            analyzer::DEFAULT_POLICY
+        );
+        fs::write(place.folder.path().join("policy.toml"), policy).unwrap();
+        place
+    }
+
+    fn on(mut self, aws: &StandIn) -> Place {
+        self.env = vec![
+            ("AWS_ENDPOINT_URL", aws.endpoint()),
+            ("AWS_REGION", "us-east-1".into()),
+            ("AWS_ACCESS_KEY_ID", "test".into()),
+            ("AWS_SECRET_ACCESS_KEY", "test".into()),
+            ("AWS_EC2_METADATA_DISABLED", "true".into()),
+        ];
+        self
+    }
+
+    fn run(&self, args: &str) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_palisade"));
+        command
+            .args(args.split_whitespace())
+            .current_dir(self.folder.path())
+            .envs(self.env.clone());
+        command.env_remove("PALISADE_STATE").output().unwrap()
+    }
+
+    /// What a command says on stdout; it must end with this exit code.
+    fn told(&self, exit: i32, args: &str) -> String {
+        let output = self.run(args);
+        let (out, err) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        assert_eq!(output.status.code(), Some(exit), "palisade {args}\n{out}\n{err}");
+        out.into_owned()
+    }
+
+    fn refused(&self, exit: i32, args: &str) -> String {
+        let output = self.run(args);
+        assert_eq!(output.status.code(), Some(exit), "{args}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+}
+
+fn minute(minute: u32) -> String {
+    format!("2026-11-01T{:02}:{:02}", 12 + minute / 60, minute % 60)
+}
+
+fn verdicts(text: &str) -> Vec<String> {
+    let mut lines: Vec<String> = text
+        .lines()
+        .filter(|line| line.starts_with("{\"type\""))
+        .map(str::to_owned)
+        .collect();
+    lines.retain(|line| !line.contains("\"summary\""));
+    lines
+}
+
+/// A verdict without what only the end of a ban can tell.
+fn decided(line: &str) -> String {
+    let (before, after) = line.split_once("\"stopped\":").unwrap_or((line, ""));
+    format!("{before}{}", after.trim_start_matches(|c: char| c.is_ascii_digit()))
+}
+
+#[test]
+fn the_live_loop_decides_what_the_replay_decides_and_repeats_without_harm() {
+    let place = Place::new();
+    place.told(0, "policy push policy.toml --state state");
+    let mut live = Vec::new();
+    for at in 0..=62 {
+        let once = format!("-q run --state state --logs logs --once --now {}", minute(at));
+        live.extend(verdicts(&place.told(0, &once)));
+        if at % 20 == 0 {
+            // The same minute again changes nothing and says nothing new.
+            let ledger = fs::read(place.folder.path().join("state/ledger.json")).ok();
+            assert_eq!(verdicts(&place.told(0, &once)), Vec::<String>::new());
+            assert_eq!(fs::read(place.folder.path().join("state/ledger.json")).ok(), ledger);
+        }
+    }
+    let replay = verdicts(&place.told(0, "-q replay --json --policy policy.toml logs"));
+    let decided_all = |lines: &[String]| lines.iter().map(|line| decided(line)).collect::<Vec<_>>();
+    assert!(replay.len() > 8);
+    assert_eq!(decided_all(&live), decided_all(&replay));
+
+    let status = place.told(0, "status --state state --now 2026-11-01T13:02");
+    assert!(
+        status.contains("5 bans in force") && status.contains("192.0.2.120/32"),
+        "{status}"
+    );
+    // The audit holds every verdict.
+    let audit = fs::read_to_string(place.folder.path().join("state/verdicts/2026-11-01/12-07.jsonl")).unwrap();
+    assert!(audit.contains("192.0.2.44/32"), "{audit}");
+}
+
+#[test]
+fn people_and_the_loop_write_the_same_ledger() {
+    let place = Place::new();
+    let told = place.told(0, "ban 198.51.100.0/24 --for 1h --why abuse-desk --state state");
+    assert!(told.contains("198.51.100.0/24 is banned for 1h"), "{told}");
+    assert!(place.told(0, "status --state state").contains("abuse-desk"));
+    assert!(
+        place
+            .told(0, "unban 198.51.100.0/24 --state state")
+            .contains("1 ban of 198.51.100.0/24 ended")
+    );
+    assert!(
+        place
+            .refused(1, "unban 198.51.100.0/24 --state state")
+            .contains("no ban of `198.51.100.0/24` is in force")
+    );
+    assert!(
+        place
+            .refused(1, "ban 10.0.0.0/8 --why x --state state")
+            .contains("private address")
+    );
+    place.told(0, "allow 192.0.2.0/24 --why partner --state state");
+    assert!(
+        place
+            .refused(1, "ban 192.0.2.7 --why x --state state")
+            .contains("allow: partner")
+    );
+    // The loop spares whom a person allowed.
+    let ticked = place.told(0, "-q run --state state --logs logs --once --now 2026-11-01T12:07");
+    assert!(
+        ticked.contains("\"type\":\"spared\"") && ticked.contains("allow: partner"),
+        "{ticked}"
+    );
+}
+
+#[test]
+fn state_that_cannot_be_understood_is_never_overwritten() {
+    let place = Place::new();
+    let state = place.folder.path().join("state");
+    fs::create_dir(&state).unwrap();
+    for (text, part) in [
+        ("{\"version\": 7}", "version 7"),
+        ("{\"version\": 1", "damaged"),
+        ("", "damaged"),
+    ] {
+        fs::write(state.join("ledger.json"), text).unwrap();
+        let told = place.refused(1, "-q run --state state --logs logs --once --now 2026-11-01T12:07");
+        assert!(told.contains("ledger.json") && told.contains(part), "{told}");
+        assert!(place.refused(1, "ban 192.0.2.7 --why x --state state").contains(part));
+        assert_eq!(fs::read_to_string(state.join("ledger.json")).unwrap(), text);
+    }
+}
+
+#[test]
+fn a_policy_that_does_not_parse_keeps_the_one_before_in_force() {
+    let place = Place::new();
+    fs::write(place.folder.path().join("wrong.toml"), "[[rule]]\nlimt = 3\n").unwrap();
+    assert!(
+        place
+            .refused(3, "policy push wrong.toml --state state")
+            .contains("limt")
+    );
+    place.told(0, "policy push policy.toml --state state");
+    place.told(0, "-q run --state state --logs logs --once --now 2026-11-01T12:05");
+    // Somebody writes into the state by hand.
+    fs::copy(
+        place.folder.path().join("wrong.toml"),
+        place.folder.path().join("state/policy.toml"),
+    )
+    .unwrap();
+    let output = place.run("-q run --state state --logs logs --once --now 2026-11-01T12:07");
+    assert_eq!(output.status.code(), Some(4));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("the policy used before is in force"));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("192.0.2.44/32"));
+}
+
+#[test]
+fn a_recount_makes_what_the_next_minute_reads() {
+    let place = Place::new();
+    let told = place.told(0, "ingest --state state --logs logs --now 2026-11-01T12:30");
+    assert!(told.contains("tallied, 0 were"), "{told}");
+    let again = place.told(0, "ingest --state state --logs logs --now 2026-11-01T12:30");
+    assert!(again.starts_with("0 objects tallied"), "{again}");
+    let ticked = place.told(0, "-q run --state state --logs logs --once --now 2026-11-01T12:30");
+    assert!(ticked.contains("\"tallied\":0,"), "{ticked}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn enforcing_fills_real_ip_sets_keeps_what_others_put_there_and_lets_bans_end() {
+    let Some(aws) = StandIn::shared() else { return };
+    let place = Place::new().on(aws);
+    let config = aws.config("us-east-1");
+    let s3 = s3_client(&config);
+    let waf = aws_sdk_wafv2::Client::new(&config);
+
+    // A deployment as the stack leaves it: state and logs in buckets, an IP set for each family.
+    s3.create_bucket().bucket("deployment-state").send().await.unwrap();
+    s3.create_bucket().bucket("deployment-logs").send().await.unwrap();
+    let mut ids = Vec::new();
+    for (name, version) in [
+        ("palisade-v4", IpAddressVersion::Ipv4),
+        ("palisade-v6", IpAddressVersion::Ipv6),
+    ] {
+        let create = waf
+            .create_ip_set()
+            .name(name)
+            .scope(Scope::Regional)
+            .ip_address_version(version);
+        ids.push(
+            create
+                .set_addresses(Some(Vec::new()))
+                .send()
+                .await
+                .unwrap()
+                .summary
+                .unwrap()
+                .id
+                .unwrap(),
+        );
+    }
+    let deployment = format!(
+        "{{\"version\":1,\"targets\":[{{\"scope\":\"REGIONAL\",\"region\":\"us-east-1\",\"block\":{{\"v4\":[{{\"name\":\"palisade-v4\",\"id\":\"{}\"}}],\"v6\":[{{\"name\":\"palisade-v6\",\"id\":\"{}\"}}]}}}}]}}",
+        ids[0], ids[1]
+    );
+    let put = s3.put_object().bucket("deployment-state").key("api/deployment.json");
+    put.body(deployment.into_bytes().into()).send().await.unwrap();
+    for entry in walk(&place.folder.path().join("logs")) {
+        let key = entry
+            .strip_prefix(place.folder.path().join("logs"))
+            .unwrap()
+            .to_string_lossy()
+            .into_owned();
+        let put = s3.put_object().bucket("deployment-logs").key(format!("waf/{key}"));
+        put.body(fs::read(&entry).unwrap().into()).send().await.unwrap();
+    }
+    let addresses = async |set: usize| {
+        let name = ["palisade-v4", "palisade-v6"][set];
+        let got = waf
+            .get_ip_set()
+            .name(name)
+            .id(&ids[set])
+            .scope(Scope::Regional)
+            .send()
+            .await
+            .unwrap();
+        (got.ip_set.unwrap().addresses, got.lock_token.unwrap())
+    };
+    let run = "-q run --state s3://deployment-state/api --logs s3://deployment-logs/waf/ --once --now";
+
+    // Observing updates nothing.
+    place.told(0, "policy push policy.toml --state s3://deployment-state/api");
+    place.told(0, &format!("{run} 2026-11-01T12:40"));
+    assert_eq!(addresses(0).await.0, Vec::<String>::new());
+
+    // Enforcing does. A person adds an address at the console; it stays, and is said to be foreign.
+    let policy = fs::read_to_string(place.folder.path().join("policy.toml")).unwrap();
+    let policy = policy.replacen("mode = \"observe\"", "mode = \"enforce\"", 1);
+    fs::write(place.folder.path().join("policy.toml"), policy).unwrap();
+    place.told(0, "policy push policy.toml --state s3://deployment-state/api");
+    let shown = place.told(0, "plan --state s3://deployment-state/api --now 2026-11-01T12:42");
+    assert!(shown.contains("+ 192.0.2.90/32 palisade-v4"), "{shown}");
+    assert_eq!(addresses(0).await.0, Vec::<String>::new(), "a plan changes nothing");
+    let lock = addresses(0).await.1;
+    let by_hand = waf
+        .update_ip_set()
+        .name("palisade-v4")
+        .id(&ids[0])
+        .scope(Scope::Regional)
+        .lock_token(lock);
+    by_hand.addresses("198.51.100.250/32").send().await.unwrap();
+
+    let ticked = place.told(0, &format!("{run} 2026-11-01T12:42"));
+    let (mut v4, _) = addresses(0).await;
+    v4.sort();
+    assert!(
+        v4.contains(&"192.0.2.90/32".to_owned()) && v4.contains(&"198.51.100.250/32".to_owned()),
+        "{v4:?}"
+    );
+    assert!(!v4.iter().any(|address| address.starts_with("203.0.113.")), "{v4:?}");
+    assert_eq!(addresses(1).await.0.len(), 1);
+    assert!(ticked.contains("\"foreign\":1,"), "{ticked}");
+
+    // Nothing new: nothing is written.
+    let again = place.told(0, &format!("{run} 2026-11-01T12:42"));
+    assert!(again.contains("\"writes\":0,"), "{again}");
+
+    // Two days later nobody has sent a request, and every ban is over; the stranger's address is still there.
+    place.told(0, &format!("{run} 2026-11-03T14:00"));
+    assert_eq!(addresses(0).await.0, ["198.51.100.250/32"]);
+    assert_eq!(addresses(1).await.0, Vec::<String>::new());
+
+    // A set that is gone is said to be gone, and the ledger stays.
+    let lock = addresses(1).await.1;
+    waf.delete_ip_set()
+        .name("palisade-v6")
+        .id(&ids[1])
+        .scope(Scope::Regional)
+        .lock_token(lock)
+        .send()
+        .await
+        .unwrap();
+    let output = place.run(&format!("{run} 2026-11-03T14:01"));
+    assert_eq!(output.status.code(), Some(4));
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        told.contains("palisade-v6") && told.contains("deleted, renamed"),
+        "{told}"
+    );
+}
+
+fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(walk(&path));
+        } else {
+            files.push(path);
+        }
+    }
+    files
+}
