@@ -165,6 +165,25 @@ impl<S: Store, L> Engine<S, L> {
     }
 }
 
+impl<S: Store, L> Engine<S, L> {
+    /// Notes that every IP set has been seen without these networks, so that they need not be remembered as ours. Call it
+    /// when all targets were reconciled without a failure. If somebody saves the ledger meanwhile, the next minute does it.
+    ///
+    /// # Errors
+    /// When the ledger can't be read or saved.
+    pub async fn left(&self, networks: &BTreeSet<IpNet>) -> Result<(), TickError> {
+        if networks.is_empty() {
+            return Ok(());
+        }
+        let (mut ledger, version) = self.ledger().await?;
+        ledger.leaving.retain(|net| !networks.contains(net));
+        match self.save(&ledger, version).await {
+            Err(error) if error.is_conflict() => Ok(()),
+            saved => Ok(saved?),
+        }
+    }
+}
+
 impl<S: Store, L: Logs> Engine<S, L> {
     /// Makes every tally of the horizon that is missing, without judging: a recount, after a change of what rules match.
     ///
@@ -198,14 +217,16 @@ impl<S: Store, L: Logs> Engine<S, L> {
             let judgment = judge(&policy, &self.seen.all, &ledger, now);
             let mut ours = ledger.ours();
             ours.extend(judgment.ledger.ours());
+            // The audit comes first: after the ledger, nobody would say these things again. If we die in between, the next
+            // minute decides and writes them once more, and an audit may say too much but never too little.
+            if !dry && !judgment.verdicts.is_empty() {
+                self.write_verdicts(now, &judgment).await?;
+            }
             if !dry && judgment.ledger != ledger {
                 match self.save(&judgment.ledger, version).await {
                     Err(error) if error.is_conflict() => continue,
                     saved => saved?,
                 }
-            }
-            if !dry && !judgment.verdicts.is_empty() {
-                self.write_verdicts(now, &judgment).await?;
             }
             summary.count(&policy, &judgment, now);
             return Ok(Ticked {
@@ -348,7 +369,9 @@ impl<S: Store, L: Logs> Engine<S, L> {
             })?;
         }
         let time = DateTime::<Utc>::from_timestamp(now.epoch_seconds(), 0).unwrap_or_default();
-        let key = format!("verdicts/{}.jsonl", time.format("%Y-%m-%d/%H-%M"));
+        // Two updaters may decide differently in one minute; the hash keeps both, and the same lines in one place.
+        let hash = xxh3_128(&lines) >> 96;
+        let key = format!("verdicts/{}-{hash:08x}.jsonl", time.format("%Y-%m-%d/%H-%M"));
         self.store.put(&key, lines, Condition::Always).await.map(|_| ())
     }
 }

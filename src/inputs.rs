@@ -4,12 +4,17 @@
 //! with a dot is left alone. A path that cannot be read is a problem to report, and never costs its neighbours.
 
 use std::collections::BTreeSet;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use analyzer::Minute;
+use tokio::runtime::{Handle, Runtime};
 use walkdir::WalkDir;
 
+use crate::logs::{LogBucket, Logs};
+use crate::place::{Place, aws_config, s3_client};
 use crate::replay::Period;
+use crate::store::{Bucket, Listed, Store, StoreError, StoreErrorKind};
 
 /// The log objects behind some paths.
 #[derive(Debug, Default)]
@@ -22,6 +27,8 @@ pub struct Inputs {
     pub foreign_time_zone: bool,
     /// What could not be looked at.
     pub problems: Vec<Problem>,
+    /// What reads buckets, if any were named.
+    runtime: Option<Runtime>,
 }
 
 /// Something that holds WAF log records.
@@ -29,15 +36,46 @@ pub struct Inputs {
 pub enum LogObject {
     /// A file and its size in bytes, zero where that is unknown (a pipe).
     File(PathBuf, u64),
+    /// An object in a bucket.
+    Remote(Remote),
     /// `-`: standard input.
     Stdin,
 }
+
+/// An object in a bucket, and the way to it.
+#[derive(Debug, Clone)]
+pub struct Remote {
+    logs: LogBucket,
+    runtime: Handle,
+    key: String,
+    name: String,
+    size: u64,
+}
+
+impl Remote {
+    /// Its bytes as they come; blocks while it reads.
+    ///
+    /// # Errors
+    /// When the bucket does not give it.
+    pub fn open(&self) -> Result<Box<dyn Read + Send>, StoreError> {
+        self.runtime.block_on(self.logs.open(&self.key))
+    }
+}
+
+impl PartialEq for Remote {
+    fn eq(&self, other: &Remote) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Remote {}
 
 impl LogObject {
     /// As a person knows it.
     pub fn name(&self) -> String {
         match self {
             LogObject::File(path, _) => path.display().to_string(),
+            LogObject::Remote(remote) => remote.name.clone(),
             LogObject::Stdin => "standard input".to_owned(),
         }
     }
@@ -46,6 +84,7 @@ impl LogObject {
     pub fn size(&self) -> u64 {
         match self {
             LogObject::File(_, size) => *size,
+            LogObject::Remote(remote) => remote.size,
             LogObject::Stdin => 0,
         }
     }
@@ -72,12 +111,13 @@ pub fn find(paths: &[PathBuf], period: &Period) -> Inputs {
             }
             continue;
         }
-        if path.as_os_str().as_encoded_bytes().starts_with(b"s3://") {
-            let what = "buckets are not read directly yet; copy the logs first, for example with `aws s3 sync`";
-            inputs.problems.push(Problem {
-                object: path.display().to_string(),
-                what: what.to_owned(),
-            });
+        if let Some(Ok(Place::Bucket { bucket, prefix })) = path.to_str().map(str::parse) {
+            if let Err(error) = inputs.find_remote(&bucket, &prefix, period) {
+                inputs.problems.push(Problem {
+                    object: path.display().to_string(),
+                    what: error.to_string(),
+                });
+            }
             continue;
         }
         match path.metadata() {
@@ -121,7 +161,7 @@ pub fn find(paths: &[PathBuf], period: &Period) -> Inputs {
             .objects
             .extend(pruned.into_iter().map(|(path, size)| LogObject::File(path, size)));
     } else {
-        inputs.pruned = pruned.len() as u64;
+        inputs.pruned += pruned.len() as u64;
     }
     inputs
 }
@@ -149,7 +189,62 @@ fn key_of(path: &Path) -> String {
     path.to_string_lossy().replace('\\', "/")
 }
 
+/// Up to so many hours of a period are listed one by one; beyond that, listing everything takes fewer requests.
+const HOURS_MAX: i64 = 31 * 24;
+
+impl From<Vec<LogObject>> for Inputs {
+    fn from(objects: Vec<LogObject>) -> Inputs {
+        Inputs {
+            objects,
+            ..Inputs::default()
+        }
+    }
+}
+
 impl Inputs {
+    /// Lists a bucket, down to the hours of the period where its keys have them.
+    fn find_remote(&mut self, bucket: &str, prefix: &str, period: &Period) -> Result<(), StoreError> {
+        let failed = |error: io::Error| StoreError::new("start", StoreErrorKind::Failed(error.to_string()));
+        if self.runtime.is_none() {
+            let built = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build();
+            self.runtime = Some(built.map_err(failed)?);
+        }
+        let Some(runtime) = &self.runtime else { return Ok(()) };
+        let client = runtime.block_on(async { s3_client(&aws_config().await) });
+        let logs = LogBucket::new(client.clone(), bucket, prefix);
+        let (from_s, to_s) = period.seconds();
+        let mut listed = Vec::new();
+        if let (Some(from_s), Some(to_s)) = (from_s, to_s)
+            && (to_s - from_s) / 3600 <= HOURS_MAX
+        {
+            listed = runtime.block_on(logs.list(Minute::of_ms(from_s * 1000), Minute::of_ms(to_s * 1000 + 59_999)))?;
+        }
+        if listed.is_empty() {
+            let all = runtime.block_on(Bucket::new(client, bucket, "").list(prefix))?;
+            let before = all.len();
+            listed = all;
+            listed.retain(|object| ingest::object_key::parse(&object.key).may_hold(from_s, to_s));
+            self.pruned += (before - listed.len()) as u64;
+        }
+        for Listed { key, size } in listed {
+            let (logs, runtime, name) = (logs.clone(), runtime.handle().clone(), format!("s3://{bucket}/{key}"));
+            let object = LogObject::Remote(Remote {
+                logs,
+                runtime,
+                key,
+                name,
+                size,
+            });
+            if !self.objects.contains(&object) {
+                self.objects.push(object);
+            }
+        }
+        Ok(())
+    }
+
     fn add(
         &mut self,
         path: PathBuf,
@@ -158,12 +253,12 @@ impl Inputs {
         seen: &mut BTreeSet<PathBuf>,
         pruned: &mut Vec<(PathBuf, u64)>,
     ) {
+        let (from_s, to_s) = period.seconds();
         let identity = path.canonicalize().unwrap_or_else(|_| path.clone());
         if !seen.insert(identity) {
             return;
         }
-        let floor = |ms: i64| ms.div_euclid(1000);
-        if !ingest::object_key::parse(&key_of(&path)).may_hold(period.from_ms.map(floor), period.to_ms.map(floor)) {
+        if !ingest::object_key::parse(&key_of(&path)).may_hold(from_s, to_s) {
             pruned.push((path, size));
             return;
         }

@@ -22,6 +22,12 @@ pub struct Period {
 }
 
 impl Period {
+    /// The same in whole seconds, for the times in keys.
+    pub fn seconds(&self) -> (Option<i64>, Option<i64>) {
+        let floor = |ms: i64| ms.div_euclid(1000);
+        (self.from_ms.map(floor), self.to_ms.map(floor))
+    }
+
     /// Whether a request of this time belongs to it.
     pub fn holds(&self, timestamp_ms: i64) -> bool {
         self.from_ms.is_none_or(|from| timestamp_ms >= from) && self.to_ms.is_none_or(|to| timestamp_ms < to)
@@ -129,6 +135,17 @@ fn read_object<C: Collect>(object: &LogObject, period: Period, collected: C) -> 
     };
     let (scan, identity) = match object {
         LogObject::Stdin => scan_identified(io::stdin().lock(), each),
+        LogObject::Remote(remote) => match remote.open() {
+            Ok(log) => scan_identified(log, each),
+            Err(error) => {
+                let what = error.to_string();
+                here.problems.push(Problem {
+                    object: object.name(),
+                    what,
+                });
+                return (here, None);
+            }
+        },
         LogObject::File(path, _) => match File::open(path) {
             Ok(file) => scan_identified(file, each),
             Err(error) => {

@@ -114,7 +114,11 @@ fn the_live_loop_decides_what_the_replay_decides_and_repeats_without_harm() {
         "{status}"
     );
     // The audit holds every verdict.
-    let audit = fs::read_to_string(place.folder.path().join("state/verdicts/2026-11-01/12-07.jsonl")).unwrap();
+    let audit: String = walk(&place.folder.path().join("state/verdicts/2026-11-01"))
+        .iter()
+        .map(|file| fs::read_to_string(file).unwrap())
+        .collect();
+    assert_eq!(audit.lines().count(), live.len());
     assert!(audit.contains("192.0.2.44/32"), "{audit}");
 }
 
@@ -267,6 +271,19 @@ async fn enforcing_fills_real_ip_sets_keeps_what_others_put_there_and_lets_bans_
     };
     let run = "-q run --state s3://deployment-state/api --logs s3://deployment-logs/waf/ --once --now";
 
+    // A replay of the bucket says what a replay of its files says; an hour of it is found without listing the rest.
+    let replay = |logs: &str| verdicts(&place.told(0, &format!("-q replay --json --policy policy.toml {logs}")));
+    assert_eq!(replay("s3://deployment-logs/waf/"), replay("logs"));
+    let hour = "--from 2026-11-01T12:20 --to 2026-11-01T12:40";
+    assert_eq!(
+        replay(&format!("s3://deployment-logs/waf {hour}")),
+        replay(&format!("logs {hour}"))
+    );
+    let elsewhere = place.refused(1, "replay s3://deployment-logs/waf/ --from 2026-10-01 --to 2026-10-02");
+    assert!(elsewhere.contains("was delivered between"), "{elsewhere}");
+    let nowhere = place.refused(1, "replay s3://no-such-bucket/waf/");
+    assert!(nowhere.contains("there is no such bucket"), "{nowhere}");
+
     // Observing updates nothing.
     place.told(0, "policy push policy.toml --state s3://deployment-state/api");
     place.told(0, &format!("{run} 2026-11-01T12:40"));
@@ -309,6 +326,33 @@ async fn enforcing_fills_real_ip_sets_keeps_what_others_put_there_and_lets_bans_
     assert_eq!(addresses(0).await.0, ["198.51.100.250/32"]);
     assert_eq!(addresses(1).await.0, Vec::<String>::new());
 
+    // A ban that was forgotten while nobody enforced still leaves the set when somebody does.
+    place.told(0, &format!("{run} 2026-11-01T12:43"));
+    let put = |name: &str| place.told(0, &format!("policy push {name} --state s3://deployment-state/api"));
+    let enforcing = fs::read_to_string(place.folder.path().join("policy.toml")).unwrap();
+    let observing = enforcing.replacen("mode = \"enforce\"", "mode = \"observe\"", 1);
+    fs::write(place.folder.path().join("observing.toml"), observing).unwrap();
+    let lock = addresses(0).await.1;
+    let stale = waf
+        .update_ip_set()
+        .name("palisade-v4")
+        .id(&ids[0])
+        .scope(Scope::Regional)
+        .lock_token(lock);
+    stale
+        .addresses("198.51.100.250/32")
+        .addresses("192.0.2.44/32")
+        .send()
+        .await
+        .unwrap();
+    put("observing.toml");
+    place.told(0, &format!("{run} 2026-11-20T14:00"));
+    put("policy.toml");
+    place.told(0, &format!("{run} 2026-11-20T14:01"));
+    assert_eq!(addresses(0).await.0, ["198.51.100.250/32"]);
+    let ledger = place.told(0, "status --json --state s3://deployment-state/api");
+    assert!(ledger.contains("\"leaving\": []"), "{ledger}");
+
     // A set that is gone is said to be gone, and the ledger stays.
     let lock = addresses(1).await.1;
     waf.delete_ip_set()
@@ -319,7 +363,7 @@ async fn enforcing_fills_real_ip_sets_keeps_what_others_put_there_and_lets_bans_
         .send()
         .await
         .unwrap();
-    let output = place.run(&format!("{run} 2026-11-03T14:01"));
+    let output = place.run(&format!("{run} 2026-11-20T14:02"));
     assert_eq!(output.status.code(), Some(4));
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(

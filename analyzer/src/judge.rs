@@ -76,13 +76,10 @@ pub struct Sentence {
 /// the client's slate. Clients whose ban is in force are left alone.
 pub fn judge(policy: &Policy, tally: &Tally, ledger: &Ledger, now: Minute) -> Judgment {
     let mut next = Ledger {
-        offenders: ledger.offenders.clone(),
-        manual: ledger.manual.clone(),
         going_on: BTreeSet::new(),
+        ..ledger.clone()
     };
-    next.offenders
-        .retain(|_, offender| now < offender.ban.until + policy.forget_after);
-    next.manual.retain(|manual| manual.in_force(now - policy.forget_after));
+    next.forget(policy, now);
 
     let horizon_begins = now - policy.horizon();
     let mut candidates: Vec<(Charge, Sentence, &Rule)> = Vec::new();

@@ -20,6 +20,9 @@ pub struct Ledger {
     pub offenders: BTreeMap<Client, Offender>,
     /// What operators decided by hand, in the order they did.
     pub manual: Vec<Manual>,
+    /// Networks of bans that are forgotten, until the IP sets are known not to hold them any more: an address that nobody
+    /// remembers would pass for somebody else's, and stay banned for ever.
+    pub leaving: BTreeSet<IpNet>,
     /// What was said last time and need not be said again: the episodes that go on.
     pub going_on: BTreeSet<Episode>,
 }
@@ -59,6 +62,30 @@ impl Ledger {
             .collect()
     }
 
+    /// Forgets who has been quiet for long enough after its last ban, and what was decided by hand as long ago.
+    pub(crate) fn forget(&mut self, policy: &Policy, now: Minute) {
+        let Ledger {
+            offenders,
+            manual,
+            leaving,
+            ..
+        } = self;
+        offenders.retain(|client, offender| {
+            let known = now < offender.ban.until + policy.forget_after;
+            if !known {
+                leaving.insert(client.net());
+            }
+            known
+        });
+        manual.retain(|manual| {
+            let known = manual.in_force(now - policy.forget_after);
+            if !known && manual.kind == ManualKind::Ban {
+                leaving.insert(manual.net);
+            }
+            known
+        });
+    }
+
     /// Every network that the IP sets may hold because of us, now or before.
     pub fn ours(&self) -> Vec<IpNet> {
         let by_hand = self
@@ -66,10 +93,12 @@ impl Ledger {
             .iter()
             .filter(|manual| manual.kind == ManualKind::Ban)
             .map(|manual| manual.net);
+        let leaving = self.leaving.iter().copied();
         self.offenders
             .keys()
             .map(|client| client.net())
             .chain(by_hand)
+            .chain(leaving)
             .collect()
     }
 
@@ -241,5 +270,20 @@ mod tests {
         );
         assert_eq!(ranked(14)[0], "192.0.2.5/32");
         assert_eq!(ranked(20), [""; 0]);
+    }
+
+    #[test]
+    fn a_forgotten_ban_is_remembered_as_ours_until_the_sets_are_known_to_be_without_it() {
+        let policy = Policy::parse("").unwrap();
+        let client = Client::of("192.0.2.1".parse().unwrap(), 64);
+        let mut ledger = Ledger {
+            offenders: [(client, ban(Severity::Low, 9, 900, 20))].into(),
+            ..Ledger::default()
+        };
+        ledger.forget(&policy, Minute(19) + policy.forget_after);
+        assert!(ledger.leaving.is_empty() && ledger.offenders.len() == 1);
+        ledger.forget(&policy, Minute(20) + policy.forget_after);
+        assert!(ledger.offenders.is_empty());
+        assert_eq!(ledger.ours(), [client.net()]);
     }
 }

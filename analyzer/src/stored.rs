@@ -246,6 +246,7 @@ struct StoredLedger {
     version: u32,
     offenders: BTreeMap<String, StoredOffender>,
     manual: Vec<StoredManual>,
+    leaving: BTreeSet<IpNet>,
     going_on: Vec<StoredEpisode>,
 }
 
@@ -329,6 +330,7 @@ impl Ledger {
                 .map(|(client, known)| (client.to_string(), offender(known)))
                 .collect(),
             manual: self.manual.iter().map(manual).collect(),
+            leaving: self.leaving.clone(),
             going_on: self.going_on.iter().map(episode).collect(),
         };
         // Cannot fail: every key is a string.
@@ -402,6 +404,7 @@ impl Ledger {
         Ok(Ledger {
             offenders,
             manual: stored.manual.into_iter().map(manual).collect(),
+            leaving: stored.leaving,
             going_on,
         })
     }
@@ -512,6 +515,7 @@ mod tests {
         let ledger = Ledger {
             offenders: [(client, Offender { strikes: 2, ban })].into(),
             manual: vec![manual],
+            leaving: ["192.0.2.99/32".parse().unwrap()].into(),
             going_on: [
                 Episode::Held(client),
                 Episode::Crowd,

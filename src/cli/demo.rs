@@ -126,10 +126,7 @@ fn live(policy: &Policy, folder: &Path) -> Result<Run, Failure> {
     };
     let mut now = first;
     while now <= last {
-        let inputs = inputs::Inputs {
-            objects: arrivals.remove(&now).unwrap_or_default(),
-            ..inputs::Inputs::default()
-        };
+        let inputs = inputs::Inputs::from(arrivals.remove(&now).unwrap_or_default());
         tally.merge(
             read(&inputs, Period::default(), 1, &(), || Count::new(policy))
                 .collected

@@ -216,8 +216,13 @@ async fn tick(
     let mut failed = ticked.summary.left > 0 || ticked.summary.policy_rejected.is_some();
     if ticked.policy.mode == Mode::Enforce && !dry {
         let wanted = ticked.judgment.ledger.wanted(&ticked.policy, now);
+        let mut reconciled = true;
         for outcome in enforce(&engine.store, &wanted, &ticked.ours).await? {
-            failed |= say(&outcome, printer)?;
+            reconciled &= !say(&outcome, printer)?;
+        }
+        failed |= !reconciled;
+        if reconciled {
+            engine.left(&ticked.judgment.ledger.leaving).await?;
         }
     }
     Ok(if failed { Exit::Incomplete } else { Exit::Done })
