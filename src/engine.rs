@@ -239,6 +239,16 @@ impl<S: Store, L: Logs> Engine<S, L> {
         Err(TickError::Contended)
     }
 
+    /// The policy to count by, and why it is not the one in `policy.toml`, if it is not.
+    ///
+    /// # Errors
+    /// When it can't be read, or when neither parses.
+    pub async fn policy_in_use(&self) -> Result<(Policy, Option<String>), TickError> {
+        let mut summary = Summary::default();
+        let policy = self.policy(true, &mut summary).await?;
+        Ok((policy, summary.policy_rejected))
+    }
+
     /// The policy in the state, or the one used before if that does not parse.
     async fn policy(&self, dry: bool, summary: &mut Summary) -> Result<Policy, TickError> {
         let text = match self.store.get(POLICY_KEY).await? {
@@ -468,15 +478,13 @@ pub async fn tally_object(logs: &impl Logs, policy: &Policy, object: &str) -> Re
     if let Some(stop @ ingest::Stop::Io { .. }) = &scan.stopped {
         return Err(unreadable(stop.to_string()));
     }
-    let skipped = scan
-        .skipped
-        .iter()
-        .map(|(skip, count)| (skip.name().to_owned(), count))
-        .collect();
+    let skipped = scan.skipped.iter();
+    let skipped = skipped.map(|(skip, count)| (skip.name().to_owned(), count)).collect();
     Ok(ObjectTally {
         object: object.to_owned(),
         requests: scan.requests,
         skipped,
+        stopped: scan.stopped.map(|stop| stop.to_string()),
         newest_ms,
         tally,
     })

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod enforce;
 pub mod engine;
 pub mod inputs;
+pub mod lambda;
 pub mod logs;
 pub mod place;
 pub mod replay;

@@ -96,6 +96,20 @@ impl LogBucket {
             prefix: prefix.into(),
         }
     }
+
+    /// Whether an object is one of those that [`Logs::list`] finds at some time; others are somebody else's, or nothing
+    /// that holds requests, like what Firehose could not deliver.
+    pub fn holds(&self, bucket: &str, key: &str) -> bool {
+        let hour = |rest: &str| {
+            let mut parts = rest.split('/');
+            let digits = [4, 2, 2, 2].map(|digits| {
+                let part = parts.next().unwrap_or_default();
+                part.len() == digits && part.bytes().all(|byte| byte.is_ascii_digit())
+            });
+            digits == [true; 4] && parts.next().is_some_and(|name| !name.is_empty())
+        };
+        bucket == self.bucket && key.strip_prefix(&self.prefix).is_some_and(hour)
+    }
 }
 
 impl Logs for LogBucket {

@@ -57,6 +57,8 @@ pub struct ObjectTally {
     pub requests: u64,
     /// Records skipped, by reason.
     pub skipped: BTreeMap<String, u64>,
+    /// Why the rest of the object could not be read, if so. What came before it is counted, and reading again finds no more.
+    pub stopped: Option<String>,
     /// The newest request's time, in milliseconds since the epoch.
     pub newest_ms: Option<i64>,
     /// The counts.
@@ -68,6 +70,7 @@ struct StoredTally {
     object: String,
     requests: u64,
     skipped: BTreeMap<String, u64>,
+    stopped: Option<String>,
     newest_ms: Option<i64>,
     unattributed: u64,
     clients: Vec<StoredClient>,
@@ -122,6 +125,7 @@ impl ObjectTally {
             object: self.object.clone(),
             requests: self.requests,
             skipped: self.skipped.clone(),
+            stopped: self.stopped.clone(),
             newest_ms: self.newest_ms,
             unattributed: self.tally.unattributed,
             clients,
@@ -211,11 +215,13 @@ impl ObjectTally {
                 .into_iter()
                 .map(|(hash, text)| (hash, text.into_boxed_str())),
         );
-        let (object, requests, skipped, newest_ms) = (stored.object, stored.requests, stored.skipped, stored.newest_ms);
+        let (object, requests, skipped) = (stored.object, stored.requests, stored.skipped);
+        let (stopped, newest_ms) = (stored.stopped, stored.newest_ms);
         Ok(ObjectTally {
             object,
             requests,
             skipped,
+            stopped,
             newest_ms,
             tally,
         })
@@ -445,6 +451,7 @@ mod tests {
             object: "2026/11/01/12/x.gz".into(),
             requests: 500,
             skipped,
+            stopped: Some("cut".into()),
             newest_ms: Some(1_793_537_900_000),
             tally,
         }

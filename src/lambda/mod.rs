@@ -1,0 +1,167 @@
+//! The two Lambda functions: [`Analyzer`] counts what is delivered, [`Updater`] judges every minute.
+//!
+//! Neither decides anything of its own; both are a way into [`crate::engine`]. Here is what they share: where state and
+//! logs are, the loop around an invocation, and the one way to say something. Everything said is one line of JSON, which
+//! CloudWatch can search, and no line holds what a client sent in a header.
+
+mod analyzer;
+mod emf;
+mod updater;
+
+use std::future::Future;
+use std::io::Write;
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use lambda_runtime::{Diagnostic, LambdaEvent, service_fn};
+use serde_json::{Value, json};
+
+pub use analyzer::{Analyzer, Message, Object, messages};
+pub use emf::{Metric, Unit, embed};
+pub use updater::Updater;
+
+use crate::place::Place;
+
+/// What Lambda can invoke.
+pub trait Function: Sized {
+    /// Built once for all invocations of a process.
+    ///
+    /// # Errors
+    /// When it can't work with that setup; the reason, for people.
+    fn new(setup: Setup) -> impl Future<Output = Result<Self, String>>;
+
+    /// Answers one invocation. What fails was said already; the error is for whoever invoked.
+    fn invoke(&self, event: Value, time: Time) -> impl Future<Output = Result<Value, String>>;
+}
+
+/// Serves invocations until Lambda ends the process.
+pub fn serve<F: Function>() -> ExitCode {
+    let served = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| error.to_string())
+        .and_then(|runtime| runtime.block_on(serve_with::<F>()));
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            say(&json!({"type": "error", "why": why}));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve_with<F: Function>() -> Result<(), String> {
+    let setup = Setup::of(|name| std::env::var(name).ok())?;
+    let function = F::new(setup).await?;
+    let function = &function;
+    let handler = service_fn(move |event: LambdaEvent<Value>| async move {
+        let time = Time {
+            began: SystemTime::now(),
+            deadline: event.context.deadline(),
+        };
+        // Without the box the future of everything below the runtime is one type, too deep for the compiler.
+        let answer: Pin<Box<dyn Future<Output = _> + '_>> = Box::pin(function.invoke(event.payload, time));
+        let answer = answer.await;
+        answer.map_err(|why| Diagnostic {
+            error_type: "Failed".into(),
+            error_message: why,
+        })
+    });
+    lambda_runtime::run(handler).await.map_err(|error| error.to_string())
+}
+
+/// What a function is told by its environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setup {
+    /// The deployment's state: `PALISADE_STATE`.
+    pub state: Place,
+    /// The logs, up to the year: `PALISADE_LOGS`.
+    pub logs: Place,
+    /// The function's name, by which its metrics are told from those of other deployments.
+    pub function: String,
+}
+
+impl Setup {
+    /// Reads the variables.
+    ///
+    /// # Errors
+    /// When one is missing or names no place.
+    pub fn of(variable: impl Fn(&str) -> Option<String>) -> Result<Setup, String> {
+        let place = |name: &str| {
+            let text = variable(name)
+                .ok_or_else(|| format!("`{name}` is not set; it is a place like `s3://bucket/prefix`"))?;
+            text.parse::<Place>().map_err(|why| format!("`{name}`: {why}"))
+        };
+        Ok(Setup {
+            state: place("PALISADE_STATE")?,
+            logs: place("PALISADE_LOGS")?,
+            function: variable("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_else(|| "palisade".into()),
+        })
+    }
+}
+
+/// When an invocation began and when Lambda will end it.
+#[derive(Debug, Clone, Copy)]
+pub struct Time {
+    /// Also what counts as now.
+    pub began: SystemTime,
+    /// The process is stopped here, wherever it is.
+    pub deadline: SystemTime,
+}
+
+impl Time {
+    /// Whether to begin with one more object. The last third is left for the one under way and for what comes after.
+    fn is_left(&self) -> bool {
+        let all = self.deadline.duration_since(self.began).unwrap_or_default();
+        self.elapsed() < all * 2 / 3
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.began.elapsed().unwrap_or_default()
+    }
+
+    fn elapsed_ms(&self) -> i64 {
+        i64::try_from(self.elapsed().as_millis()).unwrap_or(i64::MAX)
+    }
+
+    fn began_ms(&self) -> i64 {
+        let since = self.began.duration_since(UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+    }
+}
+
+/// Says one thing: a line of JSON on stdout. There is nobody to tell if that fails.
+fn say(line: &Value) {
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_function_says_which_variable_is_missing_or_wrong() {
+        let setup = |state: Option<&'static str>| {
+            Setup::of(move |name| match name {
+                "PALISADE_STATE" => state.map(str::to_owned),
+                "PALISADE_LOGS" => Some("s3://logs/waf".into()),
+                _ => None,
+            })
+        };
+        assert_eq!(setup(Some("s3://state")).unwrap().logs.to_string(), "s3://logs/waf/");
+        assert!(setup(None).unwrap_err().contains("`PALISADE_STATE` is not set"));
+        assert!(setup(Some("s3:///x")).unwrap_err().contains("names no bucket"));
+    }
+
+    #[test]
+    fn the_last_third_of_the_time_is_left_alone() {
+        let ago = |seconds| SystemTime::now() - Duration::from_secs(seconds);
+        let time = |began| Time {
+            began,
+            deadline: began + Duration::from_secs(60),
+        };
+        assert!(time(ago(30)).is_left());
+        assert!(!time(ago(41)).is_left());
+    }
+}
