@@ -15,7 +15,11 @@ use crate::store::{Store, StoreError, StoreErrorKind};
 /// The deployment's format that we read.
 const DEPLOYMENT_VERSION: u32 = 1;
 
-/// Updates every target's sets. Without a deployment in the state there is nothing to update.
+/// What an operator must hear who thinks that bans are enforced.
+const NO_TARGETS: &str =
+    "`deployment.json` in the state names no IP sets, so nothing is blocked; name those of the ban rule in it";
+
+/// Updates every target's sets. A deployment without any is a failure: somebody believes to be protected.
 ///
 /// # Errors
 /// When the deployment can't be read; what fails in a target is in its [`Outcome`].
@@ -28,13 +32,20 @@ pub async fn enforce(
     for target in deployment(store).await?.targets {
         outcomes.push(match ip_sets_of(&target).await {
             Ok(ip_sets) => target.reconcile(&ip_sets, wanted, ours, wait).await,
-            Err(why) => Outcome {
-                failures: vec![why],
-                ..Outcome::default()
-            },
+            Err(why) => failed(why),
         });
     }
+    if outcomes.is_empty() {
+        outcomes.push(failed(NO_TARGETS.to_owned()));
+    }
     Ok(outcomes)
+}
+
+fn failed(why: String) -> Outcome {
+    Outcome {
+        failures: vec![why],
+        ..Outcome::default()
+    }
 }
 
 /// What [`enforce`] would do now, without doing it: a target's outcome and the writes that would lead to it.
@@ -58,6 +69,9 @@ pub async fn show(
             }
         }
         shown.push((outcome, writes));
+    }
+    if shown.is_empty() {
+        shown.push((failed(NO_TARGETS.to_owned()), Vec::new()));
     }
     Ok(shown)
 }

@@ -44,7 +44,7 @@ impl Logs for LogFolder {
             let entry = entry.map_err(|error| {
                 StoreError::new(
                     format!("list `{}`", self.root.display()),
-                    StoreErrorKind::Failed(error.to_string()),
+                    StoreErrorKind::Failed(error.io_error().map_or_else(|| error.to_string(), inputs::describe)),
                 )
             })?;
             let hidden = entry.file_name().as_encoded_bytes().first() == Some(&b'.');

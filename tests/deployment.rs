@@ -199,6 +199,22 @@ fn a_policy_that_does_not_parse_keeps_the_one_before_in_force() {
 }
 
 #[test]
+fn whoever_enforces_without_ip_sets_is_told() {
+    let place = Place::new();
+    let policy = fs::read_to_string(place.folder.path().join("policy.toml")).unwrap();
+    let enforcing = policy.replacen("mode = \"observe\"", "mode = \"enforce\"", 1);
+    fs::write(place.folder.path().join("policy.toml"), enforcing).unwrap();
+    place.told(0, "policy push policy.toml --state state");
+    let told = place.refused(4, "-q run --state state --logs logs --once --now 2026-11-01T12:07");
+    assert!(told.contains("names no IP sets, so nothing is blocked"), "{told}");
+    let told = place.refused(1, "-q run --state state --logs nothere --once --now 2026-11-01T12:07");
+    assert!(
+        told.contains("failed to list `nothere`: there is no such file or folder"),
+        "{told}"
+    );
+}
+
+#[test]
 fn a_recount_makes_what_the_next_minute_reads() {
     let place = Place::new();
     let told = place.told(0, "ingest --state state --logs logs --now 2026-11-01T12:30");

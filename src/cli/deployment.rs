@@ -238,6 +238,12 @@ fn say(outcome: &Outcome, printer: &Printer) -> Result<bool, Failure> {
     for failure in &outcome.failures {
         printer.warn(failure);
     }
+    if outcome.overflow > 0 {
+        printer.warn(&format!(
+            "{} did not fit into the IP sets, the least deserving ones; name further sets in `deployment.json`",
+            several(outcome.overflow as u64, "ban")
+        ));
+    }
     Ok(!outcome.failures.is_empty())
 }
 

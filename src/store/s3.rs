@@ -1,8 +1,10 @@
 //! A bucket as a store.
 
 use aws_sdk_s3::Client;
-use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
+
+use crate::engine::chain;
 
 use super::{Condition, Listed, Store, StoreError, StoreErrorKind, Version};
 
@@ -134,7 +136,7 @@ where
         (_, Some(code)) => {
             StoreErrorKind::Failed(format!("{code}: {}", error.message().unwrap_or("no reason was given")))
         }
-        _ => StoreErrorKind::Failed(DisplayErrorContext(error).to_string()),
+        _ => StoreErrorKind::Failed(chain(error)),
     };
     StoreError::new(doing, kind)
 }
