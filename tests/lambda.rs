@@ -21,6 +21,9 @@ use crate::aws::StandIn;
 /// Longer than any invocation here takes on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The X-Ray trace of every invocation here.
+const TRACE: &str = "Root=1-65f1a2b3-0123456789abcdef01234567;Parent=53995c3f42cd8ad8;Sampled=1";
+
 /// A function's process, and the Runtime API it talks to ([Using the Lambda runtime API][api]).
 ///
 /// [api]: https://docs.aws.amazon.com/lambda/latest/dg/runtimes-api.html
@@ -32,6 +35,10 @@ struct Lambda {
 
 impl Lambda {
     fn start(program: &str, aws: &StandIn, state: &str, logs: &str) -> Lambda {
+        Lambda::start_with(program, aws, &[("PALISADE_STATE", state), ("PALISADE_LOGS", logs)])
+    }
+
+    fn start_with(program: &str, aws: &StandIn, environment: &[(&str, &str)]) -> Lambda {
         let api = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         api.set_nonblocking(true).unwrap();
         let mut process = Command::new(program)
@@ -44,8 +51,7 @@ impl Lambda {
             .env("AWS_REGION", "us-east-1")
             .env("AWS_ACCESS_KEY_ID", "test")
             .env("AWS_SECRET_ACCESS_KEY", "test")
-            .env("PALISADE_STATE", state)
-            .env("PALISADE_LOGS", logs)
+            .envs(environment.iter().copied())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -70,7 +76,8 @@ impl Lambda {
         let body = event.to_string();
         let answer = format!(
             "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\nLambda-Runtime-Aws-Request-Id: one\r\n\
-             Lambda-Runtime-Deadline-Ms: {}\r\nLambda-Runtime-Invoked-Function-Arn: arn\r\n\r\n{body}",
+             Lambda-Runtime-Deadline-Ms: {}\r\nLambda-Runtime-Invoked-Function-Arn: arn\r\n\
+             Lambda-Runtime-Trace-Id: {TRACE}\r\n\r\n{body}",
             body.len(),
             deadline.as_millis()
         );
@@ -97,6 +104,7 @@ impl Lambda {
         {
             said.push(self.said.recv_timeout(PATIENCE).unwrap());
         }
+        assert!(said.iter().all(|line| line["trace"] == TRACE), "{said:?}");
         (answer, said)
     }
 
@@ -313,6 +321,68 @@ async fn an_object_is_counted_once_however_often_it_is_announced_and_a_bad_one_f
     let (answer, said) = analyzer.invoke(&event);
     assert_eq!(answer, Ok(json!({"batchItemFailures": []})));
     assert_eq!((&said[0]["policy_errors"], &said[0]["objects"]), (&json!(1), &json!(1)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_fails_at_its_last_attempt_ends_in_the_dead_letter_queue_with_the_reason() {
+    let Some(aws) = StandIn::shared() else { return };
+    let config = aws.config("us-east-1");
+    let (s3, sqs) = (s3_client(&config), aws_sdk_sqs::Client::new(&config));
+    buckets(&s3, "buried-state", "buried-logs").await;
+    let queue = sqs.create_queue().queue_name("dead-letters").send().await.unwrap();
+    let queue_url = queue.queue_url.unwrap();
+    let start = |queue_url: &str| {
+        let environment = [
+            ("PALISADE_STATE", "s3://buried-state/api"),
+            ("PALISADE_LOGS", "s3://buried-logs/waf logs+api"),
+            ("PALISADE_DEAD_LETTERS", queue_url),
+            ("PALISADE_ATTEMPTS_MAX", "3"),
+        ];
+        Lambda::start_with(env!("CARGO_BIN_EXE_analyzer-lambda"), aws, &environment)
+    };
+    let missing = "waf logs+api/2026/11/01/12/missing.gz".to_owned();
+    let attempt = |attempt: &str| {
+        let mut message = message("poison", "buried-logs", [&missing]);
+        message["attributes"] = json!({"ApproximateReceiveCount": attempt});
+        batch(&[message])
+    };
+    let failed = json!({"batchItemFailures": [{"itemIdentifier": "poison"}]});
+
+    // Before its last attempt it is delivered again.
+    let mut analyzer = start(&queue_url);
+    let (answer, said) = analyzer.invoke(&attempt("2"));
+    assert_eq!((answer, &said[1]["buried"]), (Ok(failed.clone()), &json!(0)));
+
+    // At its last it is taken off the queue, for we sent it to the other one.
+    let (answer, said) = analyzer.invoke(&attempt("3"));
+    assert_eq!(answer, Ok(json!({"batchItemFailures": []})), "{said:?}");
+    assert_eq!((&said[1]["failed"], &said[1]["buried"]), (&json!(1), &json!(1)));
+    let receive = sqs
+        .receive_message()
+        .queue_url(&queue_url)
+        .message_attribute_names("All");
+    let letters = receive.max_number_of_messages(10).send().await.unwrap();
+    let [letter] = letters.messages() else {
+        panic!("{letters:?}")
+    };
+    assert_eq!(
+        letter.body(),
+        attempt("3")["Records"][0]["body"].as_str(),
+        "so that it can be sent once more"
+    );
+    let reason = letter.message_attributes().unwrap()["reason"].string_value().unwrap();
+    assert!(
+        reason.contains("missing.gz") && reason.contains("NoSuchKey"),
+        "{reason}"
+    );
+
+    // Without a queue to send it to, SQS will move it, and the log says why we did not.
+    let (answer, said) = start(&format!("{queue_url}-that-is-gone")).invoke(&attempt("3"));
+    assert_eq!(answer, Ok(failed));
+    assert!(
+        said[1]["why"].as_str().unwrap().contains("dead-letter queue"),
+        "{said:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,11 +3,14 @@
 //! Announcements come in many wrappings and sometimes twice; [`messages`] unwraps them. An object is counted under the
 //! policy in use and its tally put where the updater looks for it. A tally that is there already is left alone, so a second
 //! delivery costs one small read. What can't be counted fails alone: of a batch from SQS only its message is delivered
-//! again, and ends in the dead-letter queue. An object that is never announced is found by the updater.
+//! again. SQS moves what failed too often into the dead-letter queue without a word why; at the last attempt we send it
+//! there ourselves, with the reason. An object that is never announced is found by the updater.
 
 use ::analyzer::Policy;
 use ::analyzer::stored::ObjectTally;
 use serde_json::{Map, Value, json};
+
+use aws_sdk_sqs::types::MessageAttributeValue;
 
 use super::emf::{Metric, Unit, embed};
 use super::{Function, Setup, Time, say};
@@ -19,10 +22,21 @@ use crate::store::{Condition, Store};
 /// Notifications inside of an EventBridge event inside of SNS inside of SQS are three deep; more is nonsense.
 const WRAPPINGS_MAX: u32 = 4;
 
+/// A reason is for people, and SQS counts it to the message's size.
+const REASON_CHARS_MAX: usize = 1_000;
+
 /// The function that counts.
 pub struct Analyzer {
     engine: Engine<State, LogBucket>,
+    dead_letters: Option<DeadLetters>,
     function: String,
+}
+
+/// Where messages end that failed too often.
+struct DeadLetters {
+    client: aws_sdk_sqs::Client,
+    queue_url: String,
+    attempts_max: u32,
 }
 
 impl Function for Analyzer {
@@ -30,9 +44,16 @@ impl Function for Analyzer {
         let Place::Bucket { bucket, prefix } = setup.logs else {
             return Err("`PALISADE_LOGS` is a folder; only a bucket announces its objects".into());
         };
-        let logs = LogBucket::new(s3_client(&aws_config().await), bucket, prefix);
+        let config = aws_config().await;
+        let logs = LogBucket::new(s3_client(&config), bucket, prefix);
+        let dead_letters = setup.dead_letters.map(|(queue_url, attempts_max)| DeadLetters {
+            client: aws_sdk_sqs::Client::new(&config),
+            queue_url,
+            attempts_max,
+        });
         Ok(Analyzer {
             engine: Engine::new(State::at(&setup.state).await, logs),
+            dead_letters,
             function: setup.function,
         })
     }
@@ -47,9 +68,10 @@ impl Function for Analyzer {
         let (mut items, mut failures) = (Vec::new(), Vec::new());
         for message in messages(&event) {
             let failed = self.count_message(&policy, &message, time, &mut count).await;
-            match message.id {
+            match &message.delivery {
                 _ if failed.is_empty() => {}
-                Some(id) => items.push(json!({"itemIdentifier": id})),
+                Some(delivery) if self.buried(delivery, &failed.join("; ")).await => count.buried += 1,
+                Some(delivery) => items.push(json!({"itemIdentifier": delivery.id})),
                 None => failures.extend(failed),
             }
         }
@@ -97,11 +119,44 @@ impl Analyzer {
                 .as_ref()
                 .ok()
                 .map(|object| format!("s3://{}/{}", object.bucket, object.key));
-            say(&json!({"type": "failed", "object": object, "message": message.id, "why": why}));
+            let id = message.delivery.as_ref().map(|delivery| &delivery.id);
+            say(&json!({"type": "failed", "object": object, "message": id, "why": why}));
             count.failed += 1;
             failed.push(why);
         }
         failed
+    }
+
+    /// Whether a message that failed is in the dead-letter queue now. If it can't be sent there, SQS will move it.
+    async fn buried(&self, delivery: &Delivery, why: &str) -> bool {
+        let Some(dead_letters) = &self.dead_letters else {
+            return false;
+        };
+        if delivery.attempt < dead_letters.attempts_max {
+            return false;
+        }
+        let allowed = |char: char| if char.is_control() { ' ' } else { char };
+        let reason = MessageAttributeValue::builder()
+            .data_type("String")
+            .string_value(why.chars().take(REASON_CHARS_MAX).map(allowed).collect::<String>())
+            .build();
+        let send = dead_letters
+            .client
+            .send_message()
+            .queue_url(&dead_letters.queue_url)
+            .message_body(&delivery.body)
+            .set_message_attributes(reason.ok().map(|reason| [("reason".to_owned(), reason)].into()));
+        match send.send().await {
+            Ok(_) => true,
+            Err(error) => {
+                let why = format!(
+                    "failed to send it to the dead-letter queue with its reason: {}",
+                    chain(&error)
+                );
+                say(&json!({"type": "failed", "message": delivery.id, "why": why}));
+                false
+            }
+        }
     }
 
     /// Counts one object, unless it is. What could be read of it counts; why that is not everything is returned, each
@@ -137,17 +192,19 @@ struct Count {
     already: u64,
     ignored: u64,
     failed: u64,
+    buried: u64,
     requests: u64,
     skipped: u64,
 }
 
 impl Count {
-    fn metrics(&self, policy_rejected: bool, time: Time) -> [Metric; 8] {
+    fn metrics(&self, policy_rejected: bool, time: Time) -> [Metric; 9] {
         [
             Metric::count("objects", self.objects),
             Metric::count("already", self.already),
             Metric::count("ignored", self.ignored),
             Metric::count("failed", self.failed),
+            Metric::count("buried", self.buried),
             Metric::count("requests", self.requests),
             Metric::count("skipped", self.skipped),
             Metric::count("policy_errors", policy_rejected),
@@ -172,10 +229,21 @@ pub struct Object {
 /// What succeeds or fails together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
-    /// SQS's name for it; nothing came through SQS without one.
-    pub id: Option<String>,
+    /// How SQS delivered it, if it came through SQS.
+    pub delivery: Option<Delivery>,
     /// What it announces, and why we do not understand the rest of it.
     pub objects: Vec<Result<Object, String>>,
+}
+
+/// A message's delivery by SQS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivery {
+    /// SQS's name for the message.
+    pub id: String,
+    /// The message as it was sent.
+    pub body: String,
+    /// How often it has been delivered, this time included.
+    pub attempt: u32,
 }
 
 /// Unwraps an event: of S3 or of EventBridge, as it is, from SNS, from SQS, or from SNS through SQS.
@@ -183,12 +251,19 @@ pub fn messages(event: &Value) -> Vec<Message> {
     let records = event["Records"].as_array().map(Vec::as_slice).unwrap_or_default();
     if !records.iter().any(|record| record["eventSource"] == "aws:sqs") {
         return vec![Message {
-            id: None,
+            delivery: None,
             objects: objects(event, WRAPPINGS_MAX),
         }];
     }
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let message = |record: &Value| Message {
-        id: record["messageId"].as_str().map(str::to_owned),
+        delivery: Some(Delivery {
+            id: text(&record["messageId"]),
+            body: text(&record["body"]),
+            attempt: text(&record["attributes"]["ApproximateReceiveCount"])
+                .parse()
+                .unwrap_or(1),
+        }),
         objects: unwrap(&record["body"], WRAPPINGS_MAX),
     };
     records.iter().map(message).collect()
@@ -310,7 +385,8 @@ mod tests {
             .iter()
             .map(|message| {
                 let objects: Vec<String> = message.objects.iter().map(shown).collect();
-                format!("{}: {}", message.id.as_deref().unwrap_or("-"), objects.join(" "))
+                let id = message.delivery.as_ref().map_or("-", |delivery| &delivery.id);
+                format!("{id}: {}", objects.join(" "))
             })
             .collect();
         assert_eq!(told, expected, "{event}");

@@ -78,6 +78,9 @@ pub struct Setup {
     pub state: Place,
     /// The logs, up to the year: `PALISADE_LOGS`.
     pub logs: Place,
+    /// The dead-letter queue's URL and the attempt at which a message goes there, which is the redrive policy's
+    /// `maxReceiveCount`: `PALISADE_DEAD_LETTERS` and `PALISADE_ATTEMPTS_MAX`. Only the analyzer needs it.
+    pub dead_letters: Option<(String, u32)>,
     /// The function's name, by which its metrics are told from those of other deployments.
     pub function: String,
 }
@@ -93,9 +96,20 @@ impl Setup {
                 .ok_or_else(|| format!("`{name}` is not set; it is a place like `s3://bucket/prefix`"))?;
             text.parse::<Place>().map_err(|why| format!("`{name}`: {why}"))
         };
+        let dead_letters = match (variable("PALISADE_DEAD_LETTERS"), variable("PALISADE_ATTEMPTS_MAX")) {
+            (None, None) => None,
+            (Some(queue_url), Some(attempts)) => {
+                let attempts_max = attempts
+                    .parse::<u32>()
+                    .map_err(|_| format!("`PALISADE_ATTEMPTS_MAX` is `{attempts}`; it is a number like `3`"))?;
+                Some((queue_url, attempts_max))
+            }
+            _ => return Err("set both `PALISADE_DEAD_LETTERS` and `PALISADE_ATTEMPTS_MAX`, or neither".into()),
+        };
         Ok(Setup {
             state: place("PALISADE_STATE")?,
             logs: place("PALISADE_LOGS")?,
+            dead_letters,
             function: variable("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_else(|| "palisade".into()),
         })
     }
@@ -131,8 +145,19 @@ impl Time {
     }
 }
 
-/// Says one thing: a line of JSON on stdout. There is nobody to tell if that fails.
+/// Says one thing: a line of JSON on stdout, with the invocation's X-Ray trace so that a line leads to its trace and back.
+/// The runtime keeps the trace in the environment, where the SDK finds it too and hands it to the services it calls. There
+/// is nobody to tell if writing fails.
 fn say(line: &Value) {
+    let trace = std::env::var("_X_AMZN_TRACE_ID").ok();
+    let line = match (line, trace) {
+        (Value::Object(members), Some(trace)) => {
+            let mut members = members.clone();
+            members.insert("trace".into(), trace.into());
+            &Value::Object(members)
+        }
+        _ => line,
+    };
     let _ = writeln!(std::io::stdout().lock(), "{line}");
 }
 
@@ -152,6 +177,22 @@ mod tests {
         assert_eq!(setup(Some("s3://state")).unwrap().logs.to_string(), "s3://logs/waf/");
         assert!(setup(None).unwrap_err().contains("`PALISADE_STATE` is not set"));
         assert!(setup(Some("s3:///x")).unwrap_err().contains("names no bucket"));
+    }
+
+    #[test]
+    fn dead_letters_need_a_queue_and_a_number() {
+        let setup = |queue: Option<&'static str>, attempts: Option<&'static str>| {
+            let setup = Setup::of(move |name| match name {
+                "PALISADE_DEAD_LETTERS" => queue.map(str::to_owned),
+                "PALISADE_ATTEMPTS_MAX" => attempts.map(str::to_owned),
+                _ => Some("s3://bucket".into()),
+            });
+            setup.map(|setup| setup.dead_letters)
+        };
+        assert_eq!(setup(None, None), Ok(None));
+        assert_eq!(setup(Some("queue"), Some("3")), Ok(Some(("queue".into(), 3))));
+        assert!(setup(Some("queue"), None).unwrap_err().contains("or neither"));
+        assert!(setup(Some("queue"), Some("many")).unwrap_err().contains("`many`"));
     }
 
     #[test]
