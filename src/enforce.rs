@@ -1,15 +1,17 @@
 //! Makes a deployment's IP sets agree with the ledger: which sets those are, and the way to them.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
 use analyzer::Action;
+use analyzer::policy::Mode;
 use aws_config::Region;
 use ipnet::IpNet;
-use updater::{Family, IpSets, Options, Scope, SetId, Wafv2, Write, plan};
+use updater::{IpSets, Options, Scope, Wafv2, Write, plan};
 
-use crate::engine::{DEPLOYMENT_KEY, Deployment, Outcome, SetsOfAction, Target, chain};
-use crate::place::aws_config;
+use crate::engine::{DEPLOYMENT_KEY, Deployment, Group, Outcome, Target, chain};
+use crate::place::Aws;
 use crate::store::{Store, StoreError, StoreErrorKind};
 
 /// The deployment's format that we read.
@@ -19,26 +21,104 @@ const DEPLOYMENT_VERSION: u32 = 1;
 const NO_TARGETS: &str =
     "`deployment.json` in the state names no IP sets, so nothing is blocked; name those of the ban rule in it";
 
-/// Updates every target's sets. A deployment without any is a failure: somebody believes to be protected.
-///
-/// # Errors
-/// When the deployment can't be read; what fails in a target is in its [`Outcome`].
-pub async fn enforce(
-    store: &impl Store,
-    wanted: &[(IpNet, Action)],
-    ours: &[IpNet],
-) -> Result<Vec<Outcome>, StoreError> {
-    let mut outcomes = Vec::new();
-    for target in deployment(store).await?.targets {
-        outcomes.push(match ip_sets_of(&target).await {
-            Ok(ip_sets) => target.reconcile(&ip_sets, wanted, ours, wait).await,
-            Err(why) => failed(why),
-        });
+/// What the IP sets should hold, and what in them is ours.
+#[derive(Debug)]
+pub struct Wanted<'a> {
+    /// With [`Mode::Observe`], nothing of ours: what an enforcing policy put in is taken out.
+    pub mode: Mode,
+    /// What an enforcing policy wants, most deserving first.
+    pub bans: &'a [(IpNet, Action)],
+    /// Every network that may be in the sets because of us.
+    pub ours: &'a [IpNet],
+}
+
+/// The way to a deployment's IP sets. Kept from one minute to the next, it keeps WAF's pace and the connections.
+#[derive(Debug, Default)]
+pub struct Enforcer {
+    aws: Aws,
+    clients: HashMap<(Scope, Option<String>), Wafv2>,
+}
+
+impl Enforcer {
+    /// By that way to AWS.
+    pub fn new(aws: Aws) -> Enforcer {
+        Enforcer {
+            aws,
+            clients: HashMap::new(),
+        }
     }
-    if outcomes.is_empty() {
-        outcomes.push(failed(NO_TARGETS.to_owned()));
+
+    /// Updates every target's sets. Enforcing without any is a failure: somebody believes to be protected.
+    ///
+    /// # Errors
+    /// When the deployment can't be read; what fails in a target is in its [`Outcome`].
+    pub async fn enforce(&mut self, store: &impl Store, wanted: &Wanted<'_>) -> Result<Vec<Outcome>, StoreError> {
+        let mut outcomes = Vec::new();
+        for target in targets(store).await? {
+            outcomes.push(match self.ip_sets_of(&target).await {
+                Ok(ip_sets) => target.reconcile(&ip_sets, wanted.bans(), wanted.ours, wait).await,
+                Err(why) => failed(why),
+            });
+        }
+        if outcomes.is_empty() && wanted.mode == Mode::Enforce {
+            outcomes.push(failed(NO_TARGETS.to_owned()));
+        }
+        Ok(outcomes)
     }
-    Ok(outcomes)
+
+    /// What [`Enforcer::enforce`] would do now, without doing it: a target's outcome and the writes that would lead to it.
+    ///
+    /// # Errors
+    /// When the deployment can't be read.
+    pub async fn show(
+        &mut self,
+        store: &impl Store,
+        wanted: &Wanted<'_>,
+    ) -> Result<Vec<(Outcome, Vec<Write>)>, StoreError> {
+        let mut shown = Vec::new();
+        for target in targets(store).await? {
+            shown.push(match self.ip_sets_of(&target).await {
+                Ok(ip_sets) => show_target(&ip_sets, &target, wanted).await,
+                Err(why) => (failed(why), Vec::new()),
+            });
+        }
+        if shown.is_empty() && wanted.mode == Mode::Enforce {
+            shown.push((failed(NO_TARGETS.to_owned()), Vec::new()));
+        }
+        Ok(shown)
+    }
+
+    async fn ip_sets_of(&mut self, target: &Target) -> Result<Wafv2, String> {
+        let scope = match target.scope.as_str() {
+            "REGIONAL" => Scope::Regional,
+            "CLOUDFRONT" => Scope::Cloudfront,
+            other => {
+                return Err(format!(
+                    "`{DEPLOYMENT_KEY}` names the scope `{other}`; there are REGIONAL and CLOUDFRONT"
+                ));
+            }
+        };
+        let place = (scope, target.region.clone());
+        if let Some(known) = self.clients.get(&place) {
+            return Ok(known.clone());
+        }
+        let mut config = self.aws.config().await.to_builder();
+        if let Some(region) = &target.region {
+            config.set_region(Some(Region::new(region.clone())));
+        }
+        let wafv2 = Wafv2::new(&config.build(), scope);
+        self.clients.insert(place, wafv2.clone());
+        Ok(wafv2)
+    }
+}
+
+impl Wanted<'_> {
+    fn bans(&self) -> &[(IpNet, Action)] {
+        match self.mode {
+            Mode::Observe => &[],
+            Mode::Enforce => self.bans,
+        }
+    }
 }
 
 fn failed(why: String) -> Outcome {
@@ -48,71 +128,31 @@ fn failed(why: String) -> Outcome {
     }
 }
 
-/// What [`enforce`] would do now, without doing it: a target's outcome and the writes that would lead to it.
-///
-/// # Errors
-/// When the deployment can't be read.
-pub async fn show(
-    store: &impl Store,
-    wanted: &[(IpNet, Action)],
-    ours: &[IpNet],
-) -> Result<Vec<(Outcome, Vec<Write>)>, StoreError> {
-    let mut shown = Vec::new();
-    for target in deployment(store).await?.targets {
-        let (mut outcome, mut writes) = (Outcome::default(), Vec::new());
-        match ip_sets_of(&target).await {
-            Err(why) => outcome.failures.push(why),
-            Ok(ip_sets) => {
-                for (action, sets) in [(Action::Block, &target.block), (Action::Challenge, &target.challenge)] {
-                    writes.extend(show_sets(&ip_sets, &target, (action, sets), wanted, ours, &mut outcome).await);
-                }
-            }
-        }
-        shown.push((outcome, writes));
-    }
-    if shown.is_empty() {
-        shown.push((failed(NO_TARGETS.to_owned()), Vec::new()));
-    }
-    Ok(shown)
-}
-
-async fn show_sets(
-    ip_sets: &impl IpSets,
-    target: &Target,
-    (action, sets): (Action, &SetsOfAction),
-    wanted: &[(IpNet, Action)],
-    ours: &[IpNet],
-    outcome: &mut Outcome,
-) -> Vec<Write> {
-    let mut writes = Vec::new();
-    let nets: Vec<IpNet> = wanted
-        .iter()
-        .filter(|(_, wanted)| *wanted == action)
-        .map(|(net, _)| *net)
-        .collect();
-    for (family, sets) in [(Family::V4, &sets.v4), (Family::V6, &sets.v6)] {
+async fn show_target(ip_sets: &impl IpSets, target: &Target, wanted: &Wanted<'_>) -> (Outcome, Vec<Write>) {
+    let (mut outcome, mut writes) = (Outcome::default(), Vec::new());
+    'groups: for Group {
+        family,
+        sets,
+        wanted: nets,
+    } in target.groups(wanted.bans())
+    {
         let mut observed = Vec::new();
-        for set in sets {
-            let id = SetId::new(&set.name, &set.id);
+        for id in sets {
             match ip_sets.get(&id).await {
                 Ok(set) => observed.push((id, set)),
                 Err(error) => {
                     outcome
                         .failures
-                        .push(format!("read IP set `{}`: {}", set.name, chain(&error)));
-                    return writes;
+                        .push(format!("read IP set `{}`: {}", id.name, chain(&error)));
+                    continue 'groups;
                 }
             }
         }
-        let planned = plan(
-            &nets,
-            ours,
-            &observed,
-            &Options {
-                family,
-                exclusive: target.exclusive,
-            },
-        );
+        let options = Options {
+            family,
+            exclusive: target.exclusive,
+        };
+        let planned = plan(&nets, wanted.ours, &observed, &options);
         outcome.writes += planned.writes.len();
         outcome.added += planned.writes.iter().map(|write| write.added.len()).sum::<usize>();
         outcome.removed += planned.writes.iter().map(|write| write.removed.len()).sum::<usize>();
@@ -121,14 +161,14 @@ async fn show_sets(
         outcome.room += planned.room;
         writes.extend(planned.writes);
     }
-    writes
+    (outcome, writes)
 }
 
-/// The deployment in the state; one without targets if there is none.
-async fn deployment(store: &impl Store) -> Result<Deployment, StoreError> {
+/// The deployment's targets; none if there is no deployment.
+async fn targets(store: &impl Store) -> Result<Vec<Target>, StoreError> {
     let damaged = |why: String| StoreError::new(format!("read `{DEPLOYMENT_KEY}`"), StoreErrorKind::Failed(why));
     let Some((bytes, _)) = store.get(DEPLOYMENT_KEY).await? else {
-        return Ok(Deployment::default());
+        return Ok(Vec::new());
     };
     let deployment: Deployment = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
     if deployment.version != DEPLOYMENT_VERSION {
@@ -137,24 +177,7 @@ async fn deployment(store: &impl Store) -> Result<Deployment, StoreError> {
             deployment.version
         )));
     }
-    Ok(deployment)
-}
-
-async fn ip_sets_of(target: &Target) -> Result<Wafv2, String> {
-    let scope = match target.scope.as_str() {
-        "REGIONAL" => Scope::Regional,
-        "CLOUDFRONT" => Scope::Cloudfront,
-        other => {
-            return Err(format!(
-                "`{DEPLOYMENT_KEY}` names the scope `{other}`; there are REGIONAL and CLOUDFRONT"
-            ));
-        }
-    };
-    let mut config = aws_config().await.to_builder();
-    if let Some(region) = &target.region {
-        config.set_region(Some(Region::new(region.clone())));
-    }
-    Ok(Wafv2::new(&config.build(), scope))
+    Ok(deployment.targets)
 }
 
 /// Waits before the next attempt: longer each time, and never two processes equally long.

@@ -5,6 +5,7 @@
 //! the one that was read, and IP sets are compared with what they should hold and never with what we remember doing.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::time::Instant;
 
 use analyzer::judge::judge;
 use analyzer::stored::{FormatError, ObjectTally};
@@ -17,7 +18,7 @@ use updater::{Family, IpSets, Options, SetId, reconcile};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::logs::Logs;
-use crate::replay::{Collect, Count};
+use crate::replay::{Collect, Count, Identity, scan_identified};
 use crate::store::{Condition, Listed, Store, StoreError, Version};
 
 /// The policy's key in the state.
@@ -39,6 +40,8 @@ pub struct Engine<S, L> {
     /// Where the logs are.
     pub logs: L,
     seen: Seen,
+    /// What [`POLICY_IN_USE_KEY`] holds, as far as we know.
+    in_use: Option<String>,
 }
 
 /// The tallies that were read before, by the hour of their objects.
@@ -52,6 +55,7 @@ struct Seen {
 #[derive(Default)]
 struct Hour {
     keys: HashSet<String>,
+    identities: HashSet<Identity>,
     tally: Tally,
 }
 
@@ -109,6 +113,38 @@ pub struct Summary {
     pub policy_rejected: Option<String>,
     /// What could not be read; it will be tried again.
     pub problems: Vec<String>,
+    /// How long what took.
+    pub milliseconds: Phases,
+}
+
+/// Milliseconds by phase of a tick.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Phases {
+    /// Reading and parsing the policy.
+    pub policy: u64,
+    /// Listing the log objects.
+    pub list: u64,
+    /// Reading tallies, and making those that were missing.
+    pub tallies: u64,
+    /// Judging.
+    pub judge: u64,
+    /// Reading and saving the ledger, and writing the audit.
+    pub ledger: u64,
+}
+
+/// Tells how long it is since it was last asked.
+struct Stopwatch(Instant);
+
+impl Stopwatch {
+    fn start() -> Stopwatch {
+        Stopwatch(Instant::now())
+    }
+
+    /// In milliseconds.
+    fn lap(&mut self) -> u64 {
+        let since = std::mem::replace(&mut self.0, Instant::now());
+        u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
 }
 
 /// A tick's outcome: what was judged, and what is known now.
@@ -131,6 +167,7 @@ impl<S: Store, L> Engine<S, L> {
             store,
             logs,
             seen: Seen::default(),
+            in_use: None,
         }
     }
 
@@ -194,7 +231,8 @@ impl<S: Store, L: Logs> Engine<S, L> {
             now: now.to_string(),
             ..Summary::default()
         };
-        let policy = self.policy(true, &mut summary).await?;
+        let (policy, rejected) = self.policy_in_use().await?;
+        summary.policy_rejected = rejected;
         self.take_in(&policy, now, false, || true, &mut summary).await?;
         Ok(summary)
     }
@@ -210,11 +248,20 @@ impl<S: Store, L: Logs> Engine<S, L> {
             now: now.to_string(),
             ..Summary::default()
         };
-        let policy = self.policy(dry, &mut summary).await?;
+        let mut watch = Stopwatch::start();
+        let (policy, text, rejected) = self.policy().await?;
+        summary.policy_rejected = rejected;
+        if !dry {
+            self.remember(text).await?;
+        }
+        summary.milliseconds.policy = watch.lap();
         self.take_in(&policy, now, dry, has_time, &mut summary).await?;
+        watch.lap();
         for _ in 0..LEDGER_ATTEMPTS_MAX {
             let (ledger, version) = self.ledger().await?;
+            summary.milliseconds.ledger += watch.lap();
             let judgment = judge(&policy, &self.seen.all, &ledger, now);
+            summary.milliseconds.judge += watch.lap();
             let mut ours = ledger.ours();
             ours.extend(judgment.ledger.ours());
             // The audit comes first: after the ledger, nobody would say these things again. If we die in between, the next
@@ -228,6 +275,7 @@ impl<S: Store, L: Logs> Engine<S, L> {
                     saved => saved?,
                 }
             }
+            summary.milliseconds.ledger += watch.lap();
             summary.count(&policy, &judgment, now);
             return Ok(Ticked {
                 summary,
@@ -244,33 +292,41 @@ impl<S: Store, L: Logs> Engine<S, L> {
     /// # Errors
     /// When it can't be read, or when neither parses.
     pub async fn policy_in_use(&self) -> Result<(Policy, Option<String>), TickError> {
-        let mut summary = Summary::default();
-        let policy = self.policy(true, &mut summary).await?;
-        Ok((policy, summary.policy_rejected))
+        let (policy, _, rejected) = self.policy().await?;
+        Ok((policy, rejected))
     }
 
-    /// The policy in the state, or the one used before if that does not parse.
-    async fn policy(&self, dry: bool, summary: &mut Summary) -> Result<Policy, TickError> {
+    /// The policy in the state, or the one used before if that does not parse; its text, and why it is the latter.
+    async fn policy(&self) -> Result<(Policy, String, Option<String>), TickError> {
         let text = match self.store.get(POLICY_KEY).await? {
             Some((bytes, _)) => String::from_utf8_lossy(&bytes).into_owned(),
             None => analyzer::DEFAULT_POLICY.to_owned(),
         };
-        let before = self.store.get(POLICY_IN_USE_KEY).await?;
         match Policy::parse(&text) {
-            Ok(policy) => {
-                if !dry && before.is_none_or(|(bytes, _)| bytes != text.as_bytes()) {
-                    self.store
-                        .put(POLICY_IN_USE_KEY, text.into_bytes(), Condition::Always)
-                        .await?;
-                }
-                Ok(policy)
-            }
+            Ok(policy) => Ok((policy, text, None)),
             Err(error) => {
-                let before = before.and_then(|(bytes, _)| Policy::parse(&String::from_utf8_lossy(&bytes)).ok());
-                summary.policy_rejected = Some(error.to_string());
-                before.ok_or(TickError::Policy(error))
+                let before = self.store.get(POLICY_IN_USE_KEY).await?;
+                let before = before.map(|(bytes, _)| String::from_utf8_lossy(&bytes).into_owned());
+                let parsed = before.and_then(|text| Some((Policy::parse(&text).ok()?, text)));
+                let rejected = Some(error.to_string());
+                let (policy, text) = parsed.ok_or(TickError::Policy(error))?;
+                Ok((policy, text, rejected))
             }
         }
+    }
+
+    /// Keeps the text of the policy in use for the day when the next one does not parse.
+    async fn remember(&mut self, text: String) -> Result<(), TickError> {
+        if self.in_use.as_ref() == Some(&text) {
+            return Ok(());
+        }
+        let before = self.store.get(POLICY_IN_USE_KEY).await?;
+        if before.is_none_or(|(bytes, _)| bytes != text.as_bytes()) {
+            let bytes = text.clone().into_bytes();
+            self.store.put(POLICY_IN_USE_KEY, bytes, Condition::Always).await?;
+        }
+        self.in_use = Some(text);
+        Ok(())
     }
 
     /// Takes in every tally of the horizon, making those that no event has made.
@@ -284,7 +340,9 @@ impl<S: Store, L: Logs> Engine<S, L> {
     ) -> Result<(), TickError> {
         let from = now - policy.horizon();
         let fingerprint = policy.fingerprint();
+        let mut watch = Stopwatch::start();
         let objects = self.logs.list(from, now).await?;
+        summary.milliseconds.list = watch.lap();
         let wanted: BTreeMap<String, &Listed> = objects
             .iter()
             .map(|object| (tally_key(&fingerprint, &object.key), object))
@@ -337,6 +395,7 @@ impl<S: Store, L: Logs> Engine<S, L> {
                 }
             }
         }
+        summary.milliseconds.tallies = watch.lap();
         summary.tallies = self.seen.hours.values().map(|hour| hour.keys.len()).sum();
         summary.lag_seconds = self
             .seen
@@ -410,8 +469,12 @@ impl Seen {
 
     fn add(&mut self, key: &str, tally: ObjectTally) {
         let Some((hour, _)) = key.rsplit_once('/') else { return };
+        // A copy under another name counts once, as in a replay. One without any record is like another and counts nothing.
+        let known = |identity| self.hours.values().any(|hour| hour.identities.contains(identity));
+        let copy = tally.identity.as_ref().is_some_and(known);
         let hour = self.hours.entry(hour.to_owned()).or_default();
-        if hour.keys.insert(key.to_owned()) {
+        if hour.keys.insert(key.to_owned()) && !copy {
+            hour.identities.extend(tally.identity);
             hour.tally.merge(tally.tally.clone());
             self.all.merge(tally.tally);
         }
@@ -459,11 +522,11 @@ pub async fn tally_object(logs: &impl Logs, policy: &Policy, object: &str) -> Re
         tokio::task::spawn_blocking(move || {
             let mut count = Count::new(&policy);
             let mut newest_ms = None;
-            let scan = ingest::scan(log, |request| {
+            let (scan, identity) = scan_identified(log, |request| {
                 newest_ms = newest_ms.max(Some(request.timestamp_ms));
                 count.request(request);
             });
-            (scan, count.tally, newest_ms)
+            (scan, identity, count.tally, newest_ms)
         })
         .await
     };
@@ -473,7 +536,7 @@ pub async fn tally_object(logs: &impl Logs, policy: &Policy, object: &str) -> Re
             crate::store::StoreErrorKind::Failed(why),
         ))
     };
-    let (scan, tally, newest_ms) = scan.map_err(|error| unreadable(error.to_string()))?;
+    let (scan, identity, tally, newest_ms) = scan.map_err(|error| unreadable(error.to_string()))?;
     // A failed read may work the next time. Anything else that stopped us is what the object holds.
     if let Some(stop @ ingest::Stop::Io { .. }) = &scan.stopped {
         return Err(unreadable(stop.to_string()));
@@ -486,6 +549,7 @@ pub async fn tally_object(logs: &impl Logs, policy: &Policy, object: &str) -> Re
         skipped,
         stopped: scan.stopped.map(|stop| stop.to_string()),
         newest_ms,
+        identity: Some(identity),
         tally,
     })
 }
@@ -558,7 +622,38 @@ pub struct Outcome {
     pub failures: Vec<String>,
 }
 
+/// The sets of one target for one action and family, and what is wanted in them.
+#[derive(Debug)]
+pub struct Group {
+    /// The family of addresses.
+    pub family: Family,
+    /// The sets, in the order in which they are filled.
+    pub sets: Vec<SetId>,
+    /// The networks, most deserving first.
+    pub wanted: Vec<IpNet>,
+}
+
 impl Target {
+    /// Its sets by what they are for.
+    pub fn groups(&self, wanted: &[(IpNet, Action)]) -> impl Iterator<Item = Group> {
+        let of = |action: Action, family: Family, sets: &[Set]| Group {
+            family,
+            sets: sets.iter().map(|set| SetId::new(&set.name, &set.id)).collect(),
+            wanted: wanted
+                .iter()
+                .filter(|(net, wanted)| *wanted == action && Family::of(net) == family)
+                .map(|(net, _)| *net)
+                .collect(),
+        };
+        [
+            of(Action::Block, Family::V4, &self.block.v4),
+            of(Action::Block, Family::V6, &self.block.v6),
+            of(Action::Challenge, Family::V4, &self.challenge.v4),
+            of(Action::Challenge, Family::V6, &self.challenge.v6),
+        ]
+        .into_iter()
+    }
+
     /// Makes the sets agree with `wanted`. `pause` is called before each further attempt.
     pub async fn reconcile<P, F>(
         &self,
@@ -572,34 +667,25 @@ impl Target {
         F: Future<Output = ()>,
     {
         let mut outcome = Outcome::default();
-        for (action, sets) in [(Action::Block, &self.block), (Action::Challenge, &self.challenge)] {
-            let nets: Vec<IpNet> = wanted
-                .iter()
-                .filter(|(_, wanted)| *wanted == action)
-                .map(|(net, _)| *net)
-                .collect();
-            for (family, sets) in [(Family::V4, &sets.v4), (Family::V6, &sets.v6)] {
-                if sets.is_empty() {
-                    let lost = nets.iter().filter(|net| Family::of(net) == family).count();
-                    outcome.overflow += lost;
-                    continue;
+        for Group { family, sets, wanted } in self.groups(wanted) {
+            if sets.is_empty() {
+                outcome.overflow += wanted.len();
+                continue;
+            }
+            let options = Options {
+                family,
+                exclusive: self.exclusive,
+            };
+            match reconcile(ip_sets, &sets, &wanted, ours, &options, |attempt| pause(attempt.number)).await {
+                Ok(done) => {
+                    outcome.writes += done.applied.sets.len();
+                    outcome.added += done.applied.added;
+                    outcome.removed += done.applied.removed;
+                    outcome.foreign += done.plan.foreign.len();
+                    outcome.overflow += done.plan.overflow.len();
+                    outcome.room += done.plan.room;
                 }
-                let ids: Vec<SetId> = sets.iter().map(|set| SetId::new(&set.name, &set.id)).collect();
-                let options = Options {
-                    family,
-                    exclusive: self.exclusive,
-                };
-                match reconcile(ip_sets, &ids, &nets, ours, &options, |attempt| pause(attempt.number)).await {
-                    Ok(done) => {
-                        outcome.writes += done.applied.sets.len();
-                        outcome.added += done.applied.added;
-                        outcome.removed += done.applied.removed;
-                        outcome.foreign += done.plan.foreign.len();
-                        outcome.overflow += done.plan.overflow.len();
-                        outcome.room += done.plan.room;
-                    }
-                    Err(error) => outcome.failures.push(chain(&error)),
-                }
+                Err(error) => outcome.failures.push(chain(&error)),
             }
         }
         outcome

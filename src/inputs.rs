@@ -12,7 +12,7 @@ use tokio::runtime::{Handle, Runtime};
 use walkdir::WalkDir;
 
 use crate::logs::{LogBucket, Logs};
-use crate::place::{Place, aws_config, s3_client};
+use crate::place::{Aws, Place, s3_client};
 use crate::replay::Period;
 use crate::store::{Bucket, Listed, Store, StoreError, StoreErrorKind};
 
@@ -213,7 +213,7 @@ impl Inputs {
             self.runtime = Some(built.map_err(failed)?);
         }
         let Some(runtime) = &self.runtime else { return Ok(()) };
-        let client = runtime.block_on(async { s3_client(&aws_config().await) });
+        let client = runtime.block_on(async { s3_client(Aws::default().config().await) });
         let logs = LogBucket::new(client.clone(), bucket, prefix);
         let (from_s, to_s) = period.seconds();
         let mut listed = Vec::new();

@@ -13,7 +13,7 @@ use tokio_util::io::SyncIoBridge;
 use walkdir::WalkDir;
 
 use crate::inputs;
-use crate::store::{Bucket, Listed, Store, StoreError, StoreErrorKind, s3_failed};
+use crate::store::{Bucket, Listed, StoreError, StoreErrorKind, s3_failed};
 
 /// Log objects under keys, for reading only.
 pub trait Logs: Send + Sync {
@@ -114,17 +114,16 @@ impl LogBucket {
 
 impl Logs for LogBucket {
     async fn list(&self, from: Minute, to: Minute) -> Result<Vec<Listed>, StoreError> {
-        // One request an hour: S3 lists by prefix, and both layouts have the hour in it. An object is named for the time
-        // when it was begun, so that the hour before the period may hold requests of the period.
+        // Keys sort by time, so one listing from the first hour on serves the whole period, a request for each 1,000 keys.
+        // An object is named for the time when it was begun, so that the hour before the period may hold requests of it.
+        let hour = |seconds: i64| {
+            let time = DateTime::<Utc>::from_timestamp(seconds.div_euclid(3600) * 3600, 0).unwrap_or_default();
+            format!("{}{}", self.prefix, time.format("%Y/%m/%d/%H/"))
+        };
+        let first = hour(from.epoch_seconds() - object_key::GATHERING_SECONDS);
+        let after_last = hour(to.epoch_seconds() + object_key::DELIVERY_LATE_SECONDS + 3600);
         let store = Bucket::new(self.client.clone(), &self.bucket, "");
-        let first = (from.epoch_seconds() - object_key::GATHERING_SECONDS).div_euclid(3600);
-        let last = (to.epoch_seconds() + object_key::DELIVERY_LATE_SECONDS).div_euclid(3600);
-        let mut listed = Vec::new();
-        for hour in first..=last {
-            let time = DateTime::<Utc>::from_timestamp(hour * 3600, 0).unwrap_or_default();
-            let prefix = format!("{}{}", self.prefix, time.format("%Y/%m/%d/%H/"));
-            listed.extend(store.list(&prefix).await?);
-        }
+        let mut listed = store.list_between(&self.prefix, &first, &after_last).await?;
         listed.retain(|object| {
             object_key::parse(&object.key).may_hold(Some(from.epoch_seconds()), Some(to.epoch_seconds()))
         });

@@ -4,10 +4,12 @@ use std::fmt;
 use std::io::Read;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use analyzer::Minute;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use tokio::sync::OnceCell;
 
 use crate::logs::{LogBucket, LogFolder, Logs};
 use crate::store::{Bucket, Condition, Directory, Listed, Store, StoreError, Version};
@@ -61,16 +63,30 @@ impl fmt::Display for Place {
     }
 }
 
-/// Region, credentials and endpoints as every AWS tool finds them: environment, profiles, the instance's or function's role.
-/// TLS is rustls with ring, which needs no C build of its own.
-pub async fn aws_config() -> SdkConfig {
-    let http = aws_smithy_http_client::Builder::new()
-        .tls_provider(Provider::Rustls(CryptoMode::Ring))
-        .build_https();
-    aws_config::defaults(BehaviorVersion::latest())
-        .http_client(http)
-        .load()
-        .await
+/// The way to AWS: looked for when it is first needed, because on a machine outside of AWS looking takes seconds, and once,
+/// so that all clients share connections and credentials. Clones share it too.
+#[derive(Debug, Clone, Default)]
+pub struct Aws(Arc<OnceCell<SdkConfig>>);
+
+impl Aws {
+    /// Region, credentials and endpoints as every AWS tool finds them: environment, profiles, the instance's or function's
+    /// role. TLS is rustls with ring, which needs no C build of its own.
+    pub async fn config(&self) -> &SdkConfig {
+        let load = async || {
+            let http = aws_smithy_http_client::Builder::new()
+                .tls_provider(Provider::Rustls(CryptoMode::Ring))
+                .build_https();
+            let defaults = aws_config::defaults(BehaviorVersion::latest());
+            defaults.http_client(http).load().await
+        };
+        self.0.get_or_init(load).await
+    }
+}
+
+impl From<SdkConfig> for Aws {
+    fn from(config: SdkConfig) -> Aws {
+        Aws(Arc::new(OnceCell::new_with(Some(config))))
+    }
 }
 
 /// A client for S3. Endpoints other than AWS's own rarely have a host name for each bucket.
@@ -90,11 +106,11 @@ pub enum State {
 
 impl State {
     /// The state at `place`.
-    pub async fn at(place: &Place) -> State {
+    pub async fn at(place: &Place, aws: &Aws) -> State {
         match place {
             Place::Folder(path) => State::Folder(Directory::new(path)),
             Place::Bucket { bucket, prefix } => {
-                State::Bucket(Bucket::new(s3_client(&aws_config().await), bucket, prefix))
+                State::Bucket(Bucket::new(s3_client(aws.config().await), bucket, prefix))
             }
         }
     }
@@ -141,11 +157,11 @@ pub enum LogPlace {
 
 impl LogPlace {
     /// The log objects at `place`.
-    pub async fn at(place: &Place) -> LogPlace {
+    pub async fn at(place: &Place, aws: &Aws) -> LogPlace {
         match place {
             Place::Folder(path) => LogPlace::Folder(LogFolder::new(path)),
             Place::Bucket { bucket, prefix } => {
-                LogPlace::Bucket(LogBucket::new(s3_client(&aws_config().await), bucket, prefix))
+                LogPlace::Bucket(LogBucket::new(s3_client(aws.config().await), bucket, prefix))
             }
         }
     }

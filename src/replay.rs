@@ -121,7 +121,7 @@ pub fn read<C: Collect>(
 }
 
 /// What tells one object's bytes from another's: their number and hash.
-type Identity = (u64, u128);
+pub(crate) type Identity = (u64, u128);
 
 fn read_object<C: Collect>(object: &LogObject, period: Period, collected: C) -> (Reading<C>, Option<Identity>) {
     let mut here = Reading::empty(collected);
@@ -203,7 +203,8 @@ impl<C: Collect> Reading<C> {
 }
 
 /// Scans a log and says which bytes it had.
-fn scan_identified(log: impl Read, each: impl FnMut(&Request<'_>)) -> (Scan, Identity) {
+/// Scans an object and says which it is.
+pub(crate) fn scan_identified(log: impl Read, each: impl FnMut(&Request<'_>)) -> (Scan, Identity) {
     struct Identified<R> {
         inner: R,
         bytes: u64,

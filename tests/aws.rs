@@ -2,8 +2,9 @@
 //!
 //! `standin` installs and starts it, once per test process. `strict` looks at the stand-in itself: a test that passes
 //! on something more lenient than AWS says nothing. `contract` is what [`updater::IpSets`] promises, looked at in the
-//! fake and in the real adapter alike. `wafv2` is what only the real adapter can do.
+//! fake and in the real adapter alike. `wafv2` is what only the real adapter can do. `calls` counts what leaves the process.
 
+mod calls;
 mod contract;
 mod standin;
 mod strict;

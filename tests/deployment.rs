@@ -225,6 +225,31 @@ fn a_recount_makes_what_the_next_minute_reads() {
     assert!(ticked.contains("\"tallied\":0,"), "{ticked}");
 }
 
+#[test]
+fn a_copy_of_a_log_object_counts_once() {
+    let ledger = |copies: bool| {
+        let place = Place::new();
+        let logs = place.folder.path().join("logs");
+        for file in walk(&logs).iter().filter(|_| copies) {
+            let name = file
+                .file_name()
+                .unwrap()
+                .to_string_lossy()
+                .replace("aws-waf-logs", "aws-waf-logs-copy");
+            fs::copy(file, file.with_file_name(name)).unwrap();
+        }
+        // Warm and cold: one process that sees everything at once, and one that reads what the first has tallied.
+        for minute in ["12:30", "12:42"] {
+            place.told(
+                0,
+                &format!("-q run --state state --logs logs --once --now 2026-11-01T{minute}"),
+            );
+        }
+        place.told(0, "status --json --state state")
+    };
+    assert_eq!(ledger(true), ledger(false));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn enforcing_fills_real_ip_sets_keeps_what_others_put_there_and_lets_bans_end() {
     let Some(aws) = StandIn::shared() else { return };
@@ -342,29 +367,26 @@ async fn enforcing_fills_real_ip_sets_keeps_what_others_put_there_and_lets_bans_
     assert_eq!(addresses(0).await.0, ["198.51.100.250/32"]);
     assert_eq!(addresses(1).await.0, Vec::<String>::new());
 
-    // A ban that was forgotten while nobody enforced still leaves the set when somebody does.
-    place.told(0, &format!("{run} 2026-11-01T12:43"));
+    // Whoever goes back to observing blocks nobody any more, and whoever enforces again blocks those who are still banned.
     let put = |name: &str| place.told(0, &format!("policy push {name} --state s3://deployment-state/api"));
     let enforcing = fs::read_to_string(place.folder.path().join("policy.toml")).unwrap();
-    let observing = enforcing.replacen("mode = \"enforce\"", "mode = \"observe\"", 1);
+    let observing = enforcing.replace("\nmode = \"enforce\"", "\nmode = \"observe\""); // a comment says it too
+    assert_ne!(observing, enforcing);
     fs::write(place.folder.path().join("observing.toml"), observing).unwrap();
-    let lock = addresses(0).await.1;
-    let stale = waf
-        .update_ip_set()
-        .name("palisade-v4")
-        .id(&ids[0])
-        .scope(Scope::Regional)
-        .lock_token(lock);
-    stale
-        .addresses("198.51.100.250/32")
-        .addresses("192.0.2.44/32")
-        .send()
-        .await
-        .unwrap();
+    place.told(0, &format!("{run} 2026-11-01T12:43"));
+    let enforced = addresses(0).await.0;
+    assert!(enforced.len() > 1, "{enforced:?}");
     put("observing.toml");
-    place.told(0, &format!("{run} 2026-11-20T14:00"));
+    let shown = place.told(0, "plan --state s3://deployment-state/api --now 2026-11-01T12:44");
+    assert!(shown.contains("- 192.0.2.90/32 palisade-v4"), "{shown}");
+    place.told(0, &format!("{run} 2026-11-01T12:44"));
+    assert_eq!(addresses(0).await.0, ["198.51.100.250/32"]);
     put("policy.toml");
-    place.told(0, &format!("{run} 2026-11-20T14:01"));
+    place.told(0, "apply --state s3://deployment-state/api --now 2026-11-01T12:44");
+    assert_eq!(addresses(0).await.0.len(), enforced.len());
+
+    // A ban that was forgotten while nobody looked leaves the set all the same.
+    place.told(0, &format!("{run} 2026-11-20T14:00"));
     assert_eq!(addresses(0).await.0, ["198.51.100.250/32"]);
     let ledger = place.told(0, "status --json --state s3://deployment-state/api");
     assert!(ledger.contains("\"leaving\": []"), "{ledger}");

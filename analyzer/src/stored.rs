@@ -45,7 +45,7 @@ pub enum FormatError {
     },
 }
 
-const TALLY_VERSION: u32 = 1;
+const TALLY_VERSION: u32 = 2;
 const LEDGER_VERSION: u32 = 1;
 
 /// What reading one log object gave, as it is kept.
@@ -61,6 +61,8 @@ pub struct ObjectTally {
     pub stopped: Option<String>,
     /// The newest request's time, in milliseconds since the epoch.
     pub newest_ms: Option<i64>,
+    /// The object's size in bytes and a hash of them: a copy under another name is the same object and counts once.
+    pub identity: Option<(u64, u128)>,
     /// The counts.
     pub tally: Tally,
 }
@@ -72,6 +74,7 @@ struct StoredTally {
     skipped: BTreeMap<String, u64>,
     stopped: Option<String>,
     newest_ms: Option<i64>,
+    identity: Option<(u64, u128)>,
     unattributed: u64,
     clients: Vec<StoredClient>,
     minutes: Vec<StoredMinute>,
@@ -127,6 +130,7 @@ impl ObjectTally {
             skipped: self.skipped.clone(),
             stopped: self.stopped.clone(),
             newest_ms: self.newest_ms,
+            identity: self.identity,
             unattributed: self.tally.unattributed,
             clients,
             minutes: self.tally.minutes.iter().map(minute).collect(),
@@ -216,13 +220,14 @@ impl ObjectTally {
                 .map(|(hash, text)| (hash, text.into_boxed_str())),
         );
         let (object, requests, skipped) = (stored.object, stored.requests, stored.skipped);
-        let (stopped, newest_ms) = (stored.stopped, stored.newest_ms);
+        let (stopped, newest_ms, identity) = (stored.stopped, stored.newest_ms, stored.identity);
         Ok(ObjectTally {
             object,
             requests,
             skipped,
             stopped,
             newest_ms,
+            identity,
             tally,
         })
     }
@@ -453,6 +458,7 @@ mod tests {
             skipped,
             stopped: Some("cut".into()),
             newest_ms: Some(1_793_537_900_000),
+            identity: Some((9, 7)),
             tally,
         }
     }
@@ -483,12 +489,12 @@ mod tests {
     #[test]
     fn a_tally_of_a_newer_palisade_or_with_damage_is_refused() {
         let bytes = some_tally().to_bytes();
-        let newer = [b"palisade-tally 2\n", &bytes[17..]].concat();
+        let newer = [b"palisade-tally 3\n", &bytes[17..]].concat();
         assert!(
             ObjectTally::from_bytes(&newer)
                 .unwrap_err()
                 .to_string()
-                .contains("version 2, and this Palisade reads version 1")
+                .contains("version 3, and this Palisade reads version 2")
         );
         for cut in [0, 5, 16, 17, 40, bytes.len() - 1] {
             assert!(ObjectTally::from_bytes(&bytes[..cut]).is_err(), "{cut}");

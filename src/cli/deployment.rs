@@ -18,9 +18,9 @@ use super::exit::{Exit, Failure};
 use super::output::{HEADING, Printer, count, several, short, stdout, table, write_table};
 use super::time::shown;
 use super::{load_policy, time};
-use crate::enforce::{enforce, show};
+use crate::enforce::{Enforcer, Wanted};
 use crate::engine::{Engine, Outcome, POLICY_KEY, TickError, chain};
-use crate::place::{LogPlace, Place, State};
+use crate::place::{Aws, LogPlace, Place, State};
 use crate::replay::Event;
 use crate::report::{Line, write_line};
 use crate::store::{Condition, Store, StoreError};
@@ -147,10 +147,10 @@ static STOP: AtomicBool = AtomicBool::new(false);
 pub(super) fn run(args: &RunArgs, printer: &Printer) -> Result<Exit, Failure> {
     let runtime = runtime()?;
     runtime.block_on(async {
-        let (state, logs) = (State::at(&args.state.state).await, LogPlace::at(&args.logs).await);
-        let mut engine = Engine::new(state, logs);
+        let (mut engine, aws) = engine(&args.state.state, &args.logs).await;
+        let mut enforcer = Enforcer::new(aws);
         if args.once {
-            return tick(&mut engine, minute(args.now), args.dry_run, printer).await;
+            return tick(&mut engine, &mut enforcer, minute(args.now), args.dry_run, printer).await;
         }
         let _ = ctrlc::set_handler(|| {
             if STOP.swap(true, Ordering::SeqCst) {
@@ -164,7 +164,7 @@ pub(super) fn run(args: &RunArgs, printer: &Printer) -> Result<Exit, Failure> {
             if now > last {
                 last = now;
                 // A minute that fails is reported and tried again in the next one: everything heals by itself.
-                if let Err(failure) = tick(&mut engine, now, args.dry_run, printer).await {
+                if let Err(failure) = tick(&mut engine, &mut enforcer, now, args.dry_run, printer).await {
                     printer.error(&failure);
                 }
             }
@@ -174,11 +174,18 @@ pub(super) fn run(args: &RunArgs, printer: &Printer) -> Result<Exit, Failure> {
     })
 }
 
+async fn engine(state: &Place, logs: &Place) -> (Engine<State, LogPlace>, Aws) {
+    let aws = Aws::default();
+    let engine = Engine::new(State::at(state, &aws).await, LogPlace::at(logs, &aws).await);
+    (engine, aws)
+}
+
 /// How long a tick on one machine may take for objects that no tally exists of.
 const TALLY_SECONDS_MAX: u64 = 3_600;
 
 async fn tick(
     engine: &mut Engine<State, LogPlace>,
+    enforcer: &mut Enforcer,
     now: Minute,
     dry: bool,
     printer: &Printer,
@@ -214,10 +221,14 @@ async fn tick(
         ));
     }
     let mut failed = ticked.summary.left > 0 || ticked.summary.policy_rejected.is_some();
-    if ticked.policy.mode == Mode::Enforce && !dry {
-        let wanted = ticked.judgment.ledger.wanted(&ticked.policy, now);
+    if !dry {
+        let wanted = Wanted {
+            mode: ticked.policy.mode,
+            bans: &ticked.judgment.ledger.wanted(&ticked.policy, now),
+            ours: &ticked.ours,
+        };
         let mut reconciled = true;
-        for outcome in enforce(&engine.store, &wanted, &ticked.ours).await? {
+        for outcome in enforcer.enforce(&engine.store, &wanted).await? {
             reconciled &= !say(&outcome, printer)?;
         }
         failed |= !reconciled;
@@ -249,7 +260,7 @@ fn say(outcome: &Outcome, printer: &Printer) -> Result<bool, Failure> {
 
 pub(super) fn ingest(args: &IngestArgs, printer: &Printer) -> Result<Exit, Failure> {
     runtime()?.block_on(async {
-        let mut engine = Engine::new(State::at(&args.state.state).await, LogPlace::at(&args.logs).await);
+        let (mut engine, _) = engine(&args.state.state, &args.logs).await;
         let summary = engine.ingest(minute(args.now)).await?;
         for problem in &summary.problems {
             printer.warn(problem);
@@ -268,7 +279,7 @@ pub(super) fn ingest(args: &IngestArgs, printer: &Printer) -> Result<Exit, Failu
 pub(super) fn status(args: &StatusArgs) -> Result<Exit, Failure> {
     let now = minute(args.now);
     let (ledger, policy) = runtime()?.block_on(async {
-        let store = State::at(&args.state.state).await;
+        let store = State::at(&args.state.state, &Aws::default()).await;
         let policy = policy_in_force(&store).await?;
         let (ledger, _) = Engine::new(store, ()).ledger().await?;
         Ok::<_, Failure>((ledger, policy))
@@ -346,17 +357,28 @@ pub(super) fn status(args: &StatusArgs) -> Result<Exit, Failure> {
 pub(super) fn plan(args: &StatusArgs, apply: bool, printer: &Printer) -> Result<Exit, Failure> {
     let now = minute(args.now);
     runtime()?.block_on(async {
-        let store = State::at(&args.state.state).await;
+        let aws = Aws::default();
+        let store = State::at(&args.state.state, &aws).await;
         let policy = policy_in_force(&store).await?;
         let (ledger, _) = Engine::new(store.clone(), ()).ledger().await?;
-        let (wanted, ours) = (ledger.wanted(&policy, now), ledger.ours());
+        let wanted = Wanted {
+            mode: policy.mode,
+            bans: &ledger.wanted(&policy, now),
+            ours: &ledger.ours(),
+        };
+        if policy.mode == Mode::Observe {
+            printer.note(
+                "The policy observes, so the IP sets should hold nothing of ours; `palisade status` shows the bans",
+            );
+        }
+        let mut enforcer = Enforcer::new(aws);
         let mut failed = false;
         if apply {
-            for outcome in enforce(&store, &wanted, &ours).await? {
+            for outcome in enforcer.enforce(&store, &wanted).await? {
                 failed |= say(&outcome, printer)?;
             }
         } else {
-            for (outcome, writes) in show(&store, &wanted, &ours).await? {
+            for (outcome, writes) in enforcer.show(&store, &wanted).await? {
                 for write in writes {
                     for (sign, nets) in [('+', &write.added), ('-', &write.removed)] {
                         for net in nets {
@@ -390,7 +412,7 @@ fn edit(
 ) -> Result<Exit, Failure> {
     let now = this_minute();
     let done = runtime()?.block_on(async {
-        let store = State::at(state).await;
+        let store = State::at(state, &Aws::default()).await;
         let policy = policy_in_force(&store).await?;
         let engine = Engine::new(store, ());
         for _ in 0..ATTEMPTS_MAX {
@@ -503,7 +525,7 @@ pub(super) fn push(args: &PushArgs, printer: &Printer) -> Result<Exit, Failure> 
     }
     let text = std::fs::read(&args.policy).map_err(|error| Failure::new(format!("failed to read policy: {error}")))?;
     runtime()?.block_on(async {
-        State::at(&args.state.state)
+        State::at(&args.state.state, &Aws::default())
             .await
             .put(POLICY_KEY, text, Condition::Always)
             .await?;

@@ -16,7 +16,7 @@ use super::emf::{Metric, Unit, embed};
 use super::{Function, Setup, Time, say};
 use crate::engine::{Engine, TickError, chain, tally_key, tally_object};
 use crate::logs::LogBucket;
-use crate::place::{Place, State, aws_config, s3_client};
+use crate::place::{Aws, Place, State, s3_client};
 use crate::store::{Condition, Store};
 
 /// Notifications inside of an EventBridge event inside of SNS inside of SQS are three deep; more is nonsense.
@@ -44,15 +44,16 @@ impl Function for Analyzer {
         let Place::Bucket { bucket, prefix } = setup.logs else {
             return Err("`PALISADE_LOGS` is a folder; only a bucket announces its objects".into());
         };
-        let config = aws_config().await;
-        let logs = LogBucket::new(s3_client(&config), bucket, prefix);
+        let aws = Aws::default();
+        let logs = LogBucket::new(s3_client(aws.config().await), bucket, prefix);
+        let config = aws.config().await;
         let dead_letters = setup.dead_letters.map(|(queue_url, attempts_max)| DeadLetters {
-            client: aws_sdk_sqs::Client::new(&config),
+            client: aws_sdk_sqs::Client::new(config),
             queue_url,
             attempts_max,
         });
         Ok(Analyzer {
-            engine: Engine::new(State::at(&setup.state).await, logs),
+            engine: Engine::new(State::at(&setup.state, &aws).await, logs),
             dead_letters,
             function: setup.function,
         })

@@ -12,9 +12,9 @@ use tokio::sync::Mutex;
 
 use super::emf::{Metric, Unit, embed};
 use super::{Function, Setup, Time, say};
-use crate::enforce::{enforce, show};
+use crate::enforce::{Enforcer, Wanted};
 use crate::engine::{Engine, Outcome, TickError, Ticked, chain};
-use crate::place::{LogPlace, State};
+use crate::place::{Aws, LogPlace, State};
 use crate::replay::Event;
 use crate::report::Line;
 
@@ -23,15 +23,19 @@ const PROBLEMS_MAX: usize = 20;
 
 /// The function that judges.
 pub struct Updater {
-    engine: Mutex<Engine<State, LogPlace>>,
+    warm: Mutex<(Engine<State, LogPlace>, Enforcer)>,
     function: String,
 }
 
 impl Function for Updater {
     async fn new(setup: Setup) -> Result<Updater, String> {
-        let (state, logs) = (State::at(&setup.state).await, LogPlace::at(&setup.logs).await);
+        let aws = Aws::default();
+        let (state, logs) = (
+            State::at(&setup.state, &aws).await,
+            LogPlace::at(&setup.logs, &aws).await,
+        );
         Ok(Updater {
-            engine: Mutex::new(Engine::new(state, logs)),
+            warm: Mutex::new((Engine::new(state, logs), Enforcer::new(aws))),
             function: setup.function,
         })
     }
@@ -57,7 +61,8 @@ impl Function for Updater {
 impl Updater {
     /// Does as ordered, or says why not and whether that is because there is no policy.
     async fn update(&self, order: &Order, time: Time) -> Result<Value, (String, bool)> {
-        let mut engine = self.engine.lock().await;
+        let mut warm = self.warm.lock().await;
+        let (engine, enforcer) = &mut *warm;
         let ticked = engine.tick(order.now, order.dry_run, || time.is_left()).await;
         let ticked = ticked.map_err(|error| (chain(&error), matches!(error, TickError::Policy(_))))?;
         let verdicts: Vec<Value> = ticked
@@ -68,11 +73,14 @@ impl Updater {
             .collect();
         verdicts.iter().for_each(say);
 
-        let wanted = ticked.judgment.ledger.wanted(&ticked.policy, order.now);
-        let store = &engine.store;
+        let wanted = Wanted {
+            mode: ticked.policy.mode,
+            bans: &ticked.judgment.ledger.wanted(&ticked.policy, order.now),
+            ours: &ticked.ours,
+        };
         let unread = |error| (chain(&error), false);
         if order.dry_run {
-            let shown = show(store, &wanted, &ticked.ours).await.map_err(unread)?;
+            let shown = enforcer.show(&engine.store, &wanted).await.map_err(unread)?;
             let plan: Vec<Value> = shown
                 .iter()
                 .map(|(outcome, writes)| {
@@ -86,11 +94,9 @@ impl Updater {
             say(&Value::Object(summary.clone()));
             return Ok(json!({"summary": summary, "verdicts": verdicts, "plan": plan}));
         }
-        let outcomes = match ticked.policy.mode {
-            Mode::Observe => Vec::new(),
-            Mode::Enforce => enforce(store, &wanted, &ticked.ours).await.map_err(unread)?,
-        };
-        let metrics = metrics(&ticked, &outcomes, time);
+        let judged_ms = time.elapsed_ms();
+        let outcomes = enforcer.enforce(&engine.store, &wanted).await.map_err(unread)?;
+        let metrics = metrics(&ticked, &outcomes, time, judged_ms);
         let mut summary = summary_of(&ticked, order);
         let failures: Vec<&str> = outcomes
             .iter()
@@ -100,10 +106,8 @@ impl Updater {
         summary.insert("failed".into(), json!(failures));
         say(&embed(summary.clone(), &metrics, &self.function, time.began_ms()));
         if failures.is_empty() {
-            if ticked.policy.mode == Mode::Enforce {
-                let left = engine.left(&ticked.judgment.ledger.leaving).await;
-                left.map_err(|error| (chain(&error), false))?;
-            }
+            let left = engine.left(&ticked.judgment.ledger.leaving).await;
+            left.map_err(|error| (chain(&error), false))?;
             Ok(json!({"summary": summary, "outcomes": outcomes}))
         } else {
             // The ledger is saved; what is left is to be done again, by Lambda's retry or in the next minute.
@@ -170,6 +174,7 @@ fn summary_of(ticked: &Ticked, order: &Order) -> Map<String, Value> {
         Ok(Value::Object(line)) => line,
         _ => Map::new(),
     };
+    line.remove("milliseconds"); // as metrics
     line.insert("type".into(), "summary".into());
     line.insert("dry_run".into(), order.dry_run.into());
     line.insert(
@@ -179,8 +184,15 @@ fn summary_of(ticked: &Ticked, order: &Order) -> Map<String, Value> {
     line
 }
 
-fn metrics(ticked: &Ticked, outcomes: &[Outcome], time: Time) -> Vec<Metric> {
+fn metrics(ticked: &Ticked, outcomes: &[Outcome], time: Time, judged_ms: i64) -> Vec<Metric> {
     let summary = &ticked.summary;
+    let phases = &summary.milliseconds;
+    let milliseconds = |name, value: i64| Metric {
+        name,
+        unit: Unit::Milliseconds,
+        value,
+    };
+    let phase = |name, value: u64| milliseconds(name, i64::try_from(value).unwrap_or(i64::MAX));
     let sum = |of: fn(&Outcome) -> usize| outcomes.iter().map(of).sum::<usize>();
     let mut metrics = vec![
         Metric::count("requests", summary.requests),
@@ -195,11 +207,13 @@ fn metrics(ticked: &Ticked, outcomes: &[Outcome], time: Time) -> Vec<Metric> {
         Metric::count("alerts", summary.alerts),
         Metric::count("policy_errors", summary.policy_rejected.is_some()),
         Metric::count("failures", sum(|outcome| outcome.failures.len())),
-        Metric {
-            name: "milliseconds",
-            unit: Unit::Milliseconds,
-            value: time.elapsed_ms(),
-        },
+        milliseconds("milliseconds", time.elapsed_ms()),
+        phase("policy_milliseconds", phases.policy),
+        phase("list_milliseconds", phases.list),
+        phase("tallies_milliseconds", phases.tallies),
+        phase("judge_milliseconds", phases.judge),
+        phase("ledger_milliseconds", phases.ledger),
+        milliseconds("enforce_milliseconds", time.elapsed_ms() - judged_ms),
     ];
     // Before the first request nobody can say how late they are.
     metrics.extend(summary.lag_seconds.map(|value| Metric {
@@ -207,7 +221,7 @@ fn metrics(ticked: &Ticked, outcomes: &[Outcome], time: Time) -> Vec<Metric> {
         unit: Unit::Seconds,
         value,
     }));
-    // Who enforces nothing has not looked into the sets.
+    // Without a deployment there are no sets to look into.
     if !outcomes.is_empty() {
         metrics.extend([
             Metric::count("writes", sum(|outcome| outcome.writes)),

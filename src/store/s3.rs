@@ -40,6 +40,39 @@ impl Bucket {
     fn shown(&self, key: &str) -> String {
         format!("s3://{}/{}", self.bucket, self.key(key))
     }
+
+    /// Every key below `prefix`, in order, of which none is before `from` and none is `to` or later; empty is no bound. S3
+    /// is asked for no more than that, a request for each 1,000 keys.
+    ///
+    /// # Errors
+    /// When one of the requests failed.
+    pub async fn list_between(&self, prefix: &str, from: &str, to: &str) -> Result<Vec<Listed>, StoreError> {
+        let doing = || format!("list `{}`", self.shown(prefix));
+        let list = self
+            .client
+            .list_objects_v2()
+            .bucket(&self.bucket)
+            .prefix(self.key(prefix));
+        let list = list.set_start_after((!from.is_empty()).then(|| self.key(from)));
+        let mut pages = list.into_paginator().send();
+        let mut listed = Vec::new();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|error| failed(doing(), &error, "s3:ListBucket"))?;
+            for object in page.contents() {
+                let Some(key) = object.key().and_then(|key| key.strip_prefix(&self.prefix)) else {
+                    continue;
+                };
+                if !to.is_empty() && key >= to {
+                    return Ok(listed);
+                }
+                listed.push(Listed {
+                    key: key.to_owned(),
+                    size: object.size().and_then(|size| u64::try_from(size).ok()).unwrap_or(0),
+                });
+            }
+        }
+        Ok(listed)
+    }
 }
 
 impl Store for Bucket {
@@ -84,29 +117,7 @@ impl Store for Bucket {
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<Listed>, StoreError> {
-        let doing = || format!("list `{}`", self.shown(prefix));
-        let mut pages = self
-            .client
-            .list_objects_v2()
-            .bucket(&self.bucket)
-            .prefix(self.key(prefix))
-            .into_paginator()
-            .send();
-        let mut listed = Vec::new();
-        while let Some(page) = pages.next().await {
-            let page = page.map_err(|error| failed(doing(), &error, "s3:ListBucket"))?;
-            for object in page.contents() {
-                if let Some(key) = object.key().and_then(|key| key.strip_prefix(&self.prefix)) {
-                    let size = object.size().and_then(|size| u64::try_from(size).ok()).unwrap_or(0);
-                    listed.push(Listed {
-                        key: key.to_owned(),
-                        size,
-                    });
-                }
-            }
-        }
-        listed.sort();
-        Ok(listed)
+        self.list_between(prefix, "", "").await
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
