@@ -35,7 +35,7 @@ use rand_chacha::ChaCha8Rng;
 use updater::{Family, Fault, Faulty, IpSet, IpSetError, IpSets, LockToken, Memory, SetId};
 
 /// How many worlds go through a storm. `PALISADE_SEEDS` says otherwise.
-const STORMS: u64 = 300;
+const STORMS: u64 = 1_000;
 
 /// How many worlds stay calm and are compared with a replay, ban by ban.
 const CALMS: u64 = 60;
