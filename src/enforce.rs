@@ -12,7 +12,7 @@ use updater::{IpSets, Options, Scope, Wafv2, Write, plan};
 
 use crate::engine::{DEPLOYMENT_KEY, Deployment, Group, Outcome, Target, chain};
 use crate::place::Aws;
-use crate::store::{Store, StoreError, StoreErrorKind};
+use crate::store::{Condition, Store, StoreError, StoreErrorKind};
 
 /// The deployment's format that we read.
 const DEPLOYMENT_VERSION: u32 = 1;
@@ -54,7 +54,7 @@ impl Enforcer {
     /// When the deployment can't be read; what fails in a target is in its [`Outcome`].
     pub async fn enforce(&mut self, store: &impl Store, wanted: &Wanted<'_>) -> Result<Vec<Outcome>, StoreError> {
         let mut outcomes = Vec::new();
-        for target in targets(store).await? {
+        for target in deployment(store).await?.targets {
             outcomes.push(match self.ip_sets_of(&target).await {
                 Ok(ip_sets) => target.reconcile(&ip_sets, wanted.bans(), wanted.ours, wait).await,
                 Err(why) => failed(why),
@@ -76,7 +76,7 @@ impl Enforcer {
         wanted: &Wanted<'_>,
     ) -> Result<Vec<(Outcome, Vec<Write>)>, StoreError> {
         let mut shown = Vec::new();
-        for target in targets(store).await? {
+        for target in deployment(store).await?.targets {
             shown.push(match self.ip_sets_of(&target).await {
                 Ok(ip_sets) => show_target(&ip_sets, &target, wanted).await,
                 Err(why) => (failed(why), Vec::new()),
@@ -164,20 +164,48 @@ async fn show_target(ip_sets: &impl IpSets, target: &Target, wanted: &Wanted<'_>
     (outcome, writes)
 }
 
-/// The deployment's targets; none if there is no deployment.
-async fn targets(store: &impl Store) -> Result<Vec<Target>, StoreError> {
-    let damaged = |why: String| StoreError::new(format!("read `{DEPLOYMENT_KEY}`"), StoreErrorKind::Failed(why));
-    let Some((bytes, _)) = store.get(DEPLOYMENT_KEY).await? else {
-        return Ok(Vec::new());
-    };
-    let deployment: Deployment = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+/// The deployment in the state; one without targets if there is none.
+async fn deployment(store: &impl Store) -> Result<Deployment, StoreError> {
+    match store.get(DEPLOYMENT_KEY).await? {
+        None => Ok(Deployment::default()),
+        Some((bytes, _)) => parse(&bytes)
+            .map_err(|why| StoreError::new(format!("read `{DEPLOYMENT_KEY}`"), StoreErrorKind::Failed(why))),
+    }
+}
+
+/// Reads a deployment.
+///
+/// # Errors
+/// When it is none, or one of a newer version; the reason, for people.
+pub fn parse(json: &[u8]) -> Result<Deployment, String> {
+    let deployment: Deployment = serde_json::from_slice(json).map_err(|error| error.to_string())?;
     if deployment.version != DEPLOYMENT_VERSION {
-        return Err(damaged(format!(
+        return Err(format!(
             "it is of version {}, and this Palisade reads version {DEPLOYMENT_VERSION}: update Palisade",
             deployment.version
-        )));
+        ));
     }
-    Ok(deployment.targets)
+    Ok(deployment)
+}
+
+/// Writes what a stack says about itself into the state, unless it stands there, so that the command line finds the IP sets
+/// too. Whatever else stands there is replaced: the stack knows its sets, and an update of it may have replaced some.
+///
+/// # Errors
+/// When the state can't be read or written.
+pub async fn keep(store: &impl Store, deployment: &Deployment) -> Result<(), StoreError> {
+    let stored = store.get(DEPLOYMENT_KEY).await?;
+    if stored.is_some_and(|(bytes, _)| parse(&bytes).as_ref() == Ok(deployment)) {
+        return Ok(());
+    }
+    let mut json = serde_json::to_vec_pretty(deployment).map_err(|error| {
+        StoreError::new(
+            format!("write `{DEPLOYMENT_KEY}`"),
+            StoreErrorKind::Failed(error.to_string()),
+        )
+    })?;
+    json.push(b'\n');
+    store.put(DEPLOYMENT_KEY, json, Condition::Always).await.map(|_| ())
 }
 
 /// Waits before the next attempt: longer each time, and never two processes equally long.
@@ -186,4 +214,37 @@ async fn wait(attempt: u32) {
     // Randomness enough to part two processes; std seeds every hasher differently.
     let jitter_ms = RandomState::new().build_hasher().finish() % longest_ms;
     tokio::time::sleep(Duration::from_millis(longest_ms / 2 + jitter_ms)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Directory;
+
+    const JSON: &str = r#"{"version":1,"targets":[{"scope":"REGIONAL","region":"eu-central-1",
+        "block":{"v4":[{"name":"ban-v4","id":"1"}],"v6":[]},"challenge":{"v4":[],"v6":[]},"exclusive":false}]}"#;
+
+    #[tokio::test]
+    async fn what_the_stack_says_is_kept_and_written_only_when_it_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Directory::new(folder.path());
+        let said = parse(JSON.as_bytes()).unwrap();
+        keep(&store, &said).await.unwrap();
+        assert_eq!(deployment(&store).await.unwrap(), said);
+
+        // The same in other words stays as it is.
+        store.put(DEPLOYMENT_KEY, JSON.into(), Condition::Always).await.unwrap();
+        keep(&store, &said).await.unwrap();
+        assert_eq!(store.get(DEPLOYMENT_KEY).await.unwrap().unwrap().0, JSON.as_bytes());
+
+        // Anything else is replaced: another set, what a newer version wrote before a rollback, and what is no JSON.
+        for other in [&JSON.replace("\"1\"", "\"2\""), &JSON.replace("1,\"t", "2,\"t"), "{"] {
+            store
+                .put(DEPLOYMENT_KEY, other.into(), Condition::Always)
+                .await
+                .unwrap();
+            keep(&store, &said).await.unwrap();
+            assert_eq!(deployment(&store).await.unwrap(), said, "{other}");
+        }
+    }
 }

@@ -500,3 +500,90 @@ async fn the_updater_bans_those_whom_the_analyzer_counted() {
     assert!(answer.unwrap_err().contains("lambda-v4"));
     assert_eq!(said.last().unwrap()["failures"], 1, "{said:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_updater_keeps_what_the_stack_says_and_tells_people_once() {
+    let Some(aws) = StandIn::shared() else { return };
+    let config = aws.config("us-east-1");
+    let (s3, waf) = (s3_client(&config), aws_sdk_wafv2::Client::new(&config));
+    let (sns, sqs) = (aws_sdk_sns::Client::new(&config), aws_sdk_sqs::Client::new(&config));
+    buckets(&s3, "told-state", "told-logs").await;
+    put(&s3, "told-state", "api/policy.toml", enforcing()).await;
+    let create = waf.create_ip_set().name("told-v4").scope(Scope::Regional);
+    let create = create.ip_address_version(IpAddressVersion::Ipv4);
+    let created = create.set_addresses(Some(Vec::new())).send().await.unwrap();
+    let id = created.summary.unwrap().id.unwrap();
+    let deployment = json!({"version": 1, "targets": [
+        {"scope": "REGIONAL", "region": "us-east-1", "block": {"v4": [{"name": "told-v4", "id": id}]}},
+    ]});
+
+    let topic = sns.create_topic().name("told").send().await.unwrap().topic_arn.unwrap();
+    let queue_url = sqs
+        .create_queue()
+        .queue_name("told")
+        .send()
+        .await
+        .unwrap()
+        .queue_url
+        .unwrap();
+    let subscribe = sns.subscribe().topic_arn(&topic).protocol("sqs");
+    let subscribe = subscribe.endpoint("arn:aws:sqs:us-east-1:111122223333:told");
+    subscribe.send().await.unwrap();
+    let received = async || {
+        let receive = sqs.receive_message().queue_url(&queue_url).max_number_of_messages(10);
+        let messages = receive.send().await.unwrap().messages.unwrap_or_default();
+        let told = |message: &aws_sdk_sqs::types::Message| {
+            let envelope: Value = serde_json::from_str(message.body().unwrap()).unwrap();
+            let text = |name: &str| envelope[name].as_str().unwrap().to_owned();
+            (text("Subject"), text("Message"))
+        };
+        messages.iter().map(told).collect::<Vec<_>>()
+    };
+
+    let start = |topic: &str| {
+        let environment = [
+            ("PALISADE_STATE", "s3://told-state/api"),
+            ("PALISADE_LOGS", "s3://told-logs/waf logs+api"),
+            ("PALISADE_DEPLOYMENT", &deployment.to_string()),
+            ("PALISADE_TOPIC", topic),
+            ("PALISADE_NOTICE_ADDRESSES", "show"),
+        ];
+        Lambda::start_with(env!("CARGO_BIN_EXE_updater-lambda"), aws, &environment)
+    };
+    let mut updater = start(&topic);
+    let order = json!({"now": "2026-11-01T12:42:00Z"});
+    let mut dry = order.clone();
+    dry["dry_run"] = true.into();
+    updater.invoke(&dry).0.unwrap();
+    assert_eq!(received().await, [], "a dry run tells nobody");
+
+    // The sets are found, although nobody wrote `deployment.json`; now it is there for the command line.
+    let (answer, said) = updater.invoke(&order);
+    assert!(answer.unwrap()["outcomes"][0]["added"].as_u64().unwrap() > 0);
+    let kept = s3.get_object().bucket("told-state").key("api/deployment.json");
+    let kept = kept.send().await.unwrap().body.collect().await.unwrap().to_vec();
+    let kept: Value = serde_json::from_slice(&kept).unwrap();
+    assert_eq!(kept["targets"][0]["block"]["v4"][0]["id"], id);
+
+    let told = received().await;
+    let [(subject, text)] = &told[..] else {
+        panic!("{told:?}")
+    };
+    let bans = said.last().unwrap()["new_bans"].as_u64().unwrap();
+    assert!(subject.starts_with(&format!("Palisade: {bans} new bans")), "{subject}");
+    assert!(text.contains("192.0.2.90/32, strike 1, "), "{text}");
+    updater.invoke(&order).0.unwrap();
+    assert_eq!(received().await, [], "nothing new, no message");
+
+    // Whoever can't be told is missed, but the bans are in force by then.
+    let forget = s3.delete_object().bucket("told-state").key("api/ledger.json");
+    forget.send().await.unwrap();
+    let (answer, said) = start(&format!("{topic}-that-is-gone")).invoke(&order);
+    assert!(answer.unwrap_err().contains("sns:Publish"), "{said:?}");
+    let summary = said.last().unwrap();
+    assert_eq!(
+        (&summary["failures"], &summary["writes"]),
+        (&json!(1), &json!(0)),
+        "{summary}"
+    );
+}

@@ -6,6 +6,7 @@
 
 mod analyzer;
 mod emf;
+mod notice;
 mod updater;
 
 use std::future::Future;
@@ -21,6 +22,8 @@ pub use analyzer::{Analyzer, Message, Object, messages};
 pub use emf::{Metric, Unit, embed};
 pub use updater::Updater;
 
+use crate::enforce;
+use crate::engine::{DEPLOYMENT_KEY, Deployment};
 use crate::place::Place;
 
 /// What Lambda can invoke.
@@ -81,6 +84,12 @@ pub struct Setup {
     /// The dead-letter queue's URL and the attempt at which a message goes there, which is the redrive policy's
     /// `maxReceiveCount`: `PALISADE_DEAD_LETTERS` and `PALISADE_ATTEMPTS_MAX`. Only the analyzer needs it.
     pub dead_letters: Option<(String, u32)>,
+    /// What the stack says about its IP sets: `PALISADE_DEPLOYMENT`, in the format of `deployment.json`. Only the updater
+    /// needs it; without it, `deployment.json` is as somebody wrote it.
+    pub deployment: Option<Deployment>,
+    /// The SNS topic that hears of new bans, and whether it hears addresses: `PALISADE_TOPIC`, and `show` or `hide` in
+    /// `PALISADE_NOTICE_ADDRESSES`. Only the updater needs it.
+    pub topic: Option<(String, bool)>,
     /// The function's name, by which its metrics are told from those of other deployments.
     pub function: String,
 }
@@ -106,10 +115,25 @@ impl Setup {
             }
             _ => return Err("set both `PALISADE_DEAD_LETTERS` and `PALISADE_ATTEMPTS_MAX`, or neither".into()),
         };
+        let deployment = variable("PALISADE_DEPLOYMENT").map(|text| {
+            enforce::parse(text.as_bytes())
+                .map_err(|why| format!("`PALISADE_DEPLOYMENT` is not like `{DEPLOYMENT_KEY}`: {why}"))
+        });
+        let addresses = match variable("PALISADE_NOTICE_ADDRESSES").as_deref() {
+            None | Some("hide") => false,
+            Some("show") => true,
+            Some(other) => {
+                return Err(format!(
+                    "`PALISADE_NOTICE_ADDRESSES` is `{other}`; it is `show` or `hide`"
+                ));
+            }
+        };
         Ok(Setup {
             state: place("PALISADE_STATE")?,
             logs: place("PALISADE_LOGS")?,
             dead_letters,
+            deployment: deployment.transpose()?,
+            topic: variable("PALISADE_TOPIC").map(|topic| (topic, addresses)),
             function: variable("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_else(|| "palisade".into()),
         })
     }
@@ -185,7 +209,8 @@ mod tests {
             let setup = Setup::of(move |name| match name {
                 "PALISADE_DEAD_LETTERS" => queue.map(str::to_owned),
                 "PALISADE_ATTEMPTS_MAX" => attempts.map(str::to_owned),
-                _ => Some("s3://bucket".into()),
+                "PALISADE_STATE" | "PALISADE_LOGS" => Some("s3://bucket".into()),
+                _ => None,
             });
             setup.map(|setup| setup.dead_letters)
         };
@@ -193,6 +218,35 @@ mod tests {
         assert_eq!(setup(Some("queue"), Some("3")), Ok(Some(("queue".into(), 3))));
         assert!(setup(Some("queue"), None).unwrap_err().contains("or neither"));
         assert!(setup(Some("queue"), Some("many")).unwrap_err().contains("`many`"));
+    }
+
+    #[test]
+    fn what_the_stack_says_is_understood_or_refused() {
+        let setup = |name: &'static str, value: &'static str| {
+            Setup::of(move |asked| match asked {
+                "PALISADE_STATE" | "PALISADE_LOGS" => Some("s3://bucket".into()),
+                "PALISADE_TOPIC" => Some("topic".into()),
+                asked => (asked == name).then(|| value.to_owned()),
+            })
+        };
+        let json = r#"{"version":1,"targets":[{"scope":"REGIONAL","block":{"v4":[{"name":"v4","id":"1"}]}}]}"#;
+        let deployment = setup("PALISADE_DEPLOYMENT", json).unwrap().deployment.unwrap();
+        assert_eq!(deployment.targets[0].block.v4[0].name, "v4");
+        let newer = setup("PALISADE_DEPLOYMENT", r#"{"version":2,"targets":[]}"#);
+        assert!(newer.unwrap_err().contains("version 2"));
+
+        let topic = |show: bool| Some(("topic".to_owned(), show));
+        assert_eq!(
+            setup("x", "").unwrap().topic,
+            topic(false),
+            "nobody is shown by accident"
+        );
+        assert_eq!(setup("PALISADE_NOTICE_ADDRESSES", "show").unwrap().topic, topic(true));
+        assert!(
+            setup("PALISADE_NOTICE_ADDRESSES", "yes")
+                .unwrap_err()
+                .contains("`show` or `hide`")
+        );
     }
 
     #[test]

@@ -11,8 +11,9 @@ use serde_json::{Map, Value, json};
 use tokio::sync::Mutex;
 
 use super::emf::{Metric, Unit, embed};
+use super::notice::{Notice, notice};
 use super::{Function, Setup, Time, say};
-use crate::enforce::{Enforcer, Wanted};
+use crate::enforce::{Enforcer, Wanted, keep};
 use crate::engine::{Engine, Outcome, TickError, Ticked, chain};
 use crate::place::{Aws, LogPlace, State};
 use crate::replay::Event;
@@ -24,7 +25,15 @@ const PROBLEMS_MAX: usize = 20;
 /// The function that judges.
 pub struct Updater {
     warm: Mutex<(Engine<State, LogPlace>, Enforcer)>,
+    topic: Option<Topic>,
     function: String,
+}
+
+/// Who hears of new bans.
+struct Topic {
+    client: aws_sdk_sns::Client,
+    arn: String,
+    addresses: bool,
 }
 
 impl Function for Updater {
@@ -34,8 +43,21 @@ impl Function for Updater {
             State::at(&setup.state, &aws).await,
             LogPlace::at(&setup.logs, &aws).await,
         );
+        // Here and not every minute: whoever changes the environment gets new processes.
+        if let Some(deployment) = &setup.deployment {
+            keep(&state, deployment).await.map_err(|error| chain(&error))?;
+        }
+        let topic = match setup.topic {
+            None => None,
+            Some((arn, addresses)) => Some(Topic {
+                client: aws_sdk_sns::Client::new(aws.config().await),
+                arn,
+                addresses,
+            }),
+        };
         Ok(Updater {
             warm: Mutex::new((Engine::new(state, logs), Enforcer::new(aws))),
+            topic,
             function: setup.function,
         })
     }
@@ -96,11 +118,17 @@ impl Updater {
         }
         let judged_ms = time.elapsed_ms();
         let outcomes = enforcer.enforce(&engine.store, &wanted).await.map_err(unread)?;
-        let metrics = metrics(&ticked, &outcomes, time, judged_ms);
+        let enforced_ms = time.elapsed_ms() - judged_ms;
+        let untold = match &self.topic {
+            Some(topic) => topic.tell(&ticked, order.now, &self.function).await,
+            None => Ok(()),
+        };
+        let metrics = metrics(&ticked, &outcomes, untold.is_err(), time, enforced_ms);
         let mut summary = summary_of(&ticked, order);
         let failures: Vec<&str> = outcomes
             .iter()
             .flat_map(|outcome| &outcome.failures)
+            .chain(untold.as_ref().err())
             .map(String::as_str)
             .collect();
         summary.insert("failed".into(), json!(failures));
@@ -113,6 +141,26 @@ impl Updater {
             // The ledger is saved; what is left is to be done again, by Lambda's retry or in the next minute.
             Err((failures.join("; "), false))
         }
+    }
+}
+
+impl Topic {
+    /// Tells people what is new, once: a verdict is new in one minute only. Why they do not know is a failure like others.
+    async fn tell(&self, ticked: &Ticked, now: Minute, function: &str) -> Result<(), String> {
+        let verdicts = &ticked.judgment.verdicts;
+        let Some(Notice { subject, text }) = notice(verdicts, ticked.policy.mode, now, self.addresses, function) else {
+            return Ok(());
+        };
+        let publish = self
+            .client
+            .publish()
+            .topic_arn(&self.arn)
+            .subject(subject)
+            .message(text);
+        let published = publish.send().await;
+        published
+            .map(|_| ())
+            .map_err(|error| format!("failed to tell `{}` (sns:Publish): {}", self.arn, chain(&error)))
     }
 }
 
@@ -184,7 +232,7 @@ fn summary_of(ticked: &Ticked, order: &Order) -> Map<String, Value> {
     line
 }
 
-fn metrics(ticked: &Ticked, outcomes: &[Outcome], time: Time, judged_ms: i64) -> Vec<Metric> {
+fn metrics(ticked: &Ticked, outcomes: &[Outcome], untold: bool, time: Time, enforced_ms: i64) -> Vec<Metric> {
     let summary = &ticked.summary;
     let phases = &summary.milliseconds;
     let milliseconds = |name, value: i64| Metric {
@@ -206,14 +254,14 @@ fn metrics(ticked: &Ticked, outcomes: &[Outcome], time: Time, judged_ms: i64) ->
         Metric::count("spared", summary.spared),
         Metric::count("alerts", summary.alerts),
         Metric::count("policy_errors", summary.policy_rejected.is_some()),
-        Metric::count("failures", sum(|outcome| outcome.failures.len())),
+        Metric::count("failures", sum(|outcome| outcome.failures.len()) + usize::from(untold)),
         milliseconds("milliseconds", time.elapsed_ms()),
         phase("policy_milliseconds", phases.policy),
         phase("list_milliseconds", phases.list),
         phase("tallies_milliseconds", phases.tallies),
         phase("judge_milliseconds", phases.judge),
         phase("ledger_milliseconds", phases.ledger),
-        milliseconds("enforce_milliseconds", time.elapsed_ms() - judged_ms),
+        milliseconds("enforce_milliseconds", enforced_ms),
     ];
     // Before the first request nobody can say how late they are.
     metrics.extend(summary.lag_seconds.map(|value| Metric {
