@@ -1,9 +1,11 @@
 //! What talks to AWS, against a stand-in for AWS on this machine.
 //!
-//! `standin` installs and starts it, once per test process. `strict` looks at the stand-in itself: a test that passes
-//! on something more lenient than AWS says nothing. `contract` is what [`updater::IpSets`] promises, looked at in the
-//! fake and in the real adapter alike. `wafv2` is what only the real adapter can do. `calls` counts what leaves the process.
+//! `standin` installs and starts it, once per test process; `api` makes any call to it by name. `strict` looks at the
+//! stand-in itself: a test that passes on something more lenient than AWS says nothing. `contract` is what
+//! [`updater::IpSets`] promises, looked at in the fake and in the real adapter alike. `wafv2` is what only the real adapter
+//! can do. `calls` counts what leaves the process.
 
+mod api;
 mod calls;
 mod contract;
 mod standin;
@@ -16,6 +18,7 @@ use aws_sdk_wafv2::types::{IpAddressVersion, Scope};
 use ipnet::IpNet;
 use updater::{Family, SetId};
 
+pub(crate) use api::Api;
 pub(crate) use standin::StandIn;
 
 fn networks(text: &str) -> Vec<IpNet> {

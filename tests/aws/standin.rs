@@ -24,6 +24,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct StandIn {
     port: u16,
+    python: PathBuf,
     /// Holds the pipe that keeps the stand-in alive.
     _process: Child,
 }
@@ -48,6 +49,16 @@ impl StandIn {
         format!("http://127.0.0.1:{}", self.port)
     }
 
+    /// The Python that the stand-in runs on, with boto3.
+    pub(crate) fn python(&self) -> &Path {
+        &self.python
+    }
+
+    /// A folder that goes when the stand-in does.
+    pub(crate) fn temporary(&self) -> PathBuf {
+        temporary(self.port)
+    }
+
     /// A configuration that reaches nothing but the stand-in. Take a new one per test: its connections live in the
     /// runtime that opened them.
     pub(crate) fn config(&self, region: &'static str) -> SdkConfig {
@@ -68,7 +79,7 @@ impl StandIn {
     }
 
     fn start_on(python: &Path, port: u16) -> Result<StandIn, String> {
-        let temporary = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("standin-{port}"));
+        let temporary = temporary(port);
         let failed = |reason: String| format!("failed to start the AWS stand-in: {reason}");
         fs::create_dir_all(&temporary).map_err(|error| failed(error.to_string()))?;
         let mut log = tempfile::tempfile().map_err(|error| failed(error.to_string()))?;
@@ -107,9 +118,14 @@ impl StandIn {
         }
         Ok(StandIn {
             port,
+            python: python.to_owned(),
             _process: process,
         })
     }
+}
+
+fn temporary(port: u16) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("standin-{port}"))
 }
 
 fn free_port() -> u16 {
