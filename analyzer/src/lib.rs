@@ -18,6 +18,7 @@ mod rehearse;
 pub mod stored;
 pub mod tally;
 pub mod time;
+pub mod tune;
 
 pub use client::Client;
 pub use crowd::{Crowd, Trait};

@@ -11,6 +11,7 @@ mod progress;
 mod replay;
 mod time;
 mod top;
+mod tune;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -55,6 +56,8 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// What there was most of
     Top(top::TopArgs),
+    /// Limits that history suggests, with what each would have done
+    Tune(tune::TuneArgs),
     /// Read a policy as a colleague would, and run the tests in it
     Check(check::CheckArgs),
     /// Print the default policy, to start one's own from; or put one in force
@@ -261,6 +264,7 @@ pub fn main() -> ExitCode {
         Command::Replay(args) => replay::run(args, &printer),
         Command::Explain(args) => explain::run(args, &printer),
         Command::Top(args) => top::run(args, &printer),
+        Command::Tune(args) => tune::run(args, &printer),
         Command::Check(args) => check::run(args, &printer),
         Command::Policy(PolicyCommand { action: None }) => print(DEFAULT_POLICY),
         Command::Policy(PolicyCommand {
