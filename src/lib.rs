@@ -11,6 +11,7 @@ pub mod engine;
 pub mod inputs;
 pub mod lambda;
 pub mod logs;
+pub mod migrate;
 pub mod place;
 pub mod replay;
 pub mod report;

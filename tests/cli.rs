@@ -16,35 +16,35 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// A folder to run commands in.
-struct Place {
+pub(crate) struct Place {
     folder: tempfile::TempDir,
 }
 
 impl Place {
-    fn new() -> Place {
+    pub(crate) fn new() -> Place {
         Place {
             folder: tempfile::tempdir().unwrap(),
         }
     }
 
     /// A place with an hour of the demo's traffic in `logs`.
-    fn with_logs() -> Place {
+    pub(crate) fn with_logs() -> Place {
         let place = Place::new();
         traffic::deliver(&traffic::hour(1).requests, &place.path("logs"), 1).unwrap();
         place
     }
 
-    fn path(&self, name: &str) -> std::path::PathBuf {
+    pub(crate) fn path(&self, name: &str) -> std::path::PathBuf {
         self.folder.path().join(name)
     }
 
-    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
+    pub(crate) fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, bytes).unwrap();
     }
 
-    fn command(&self, args: &str) -> Command {
+    pub(crate) fn command(&self, args: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_palisade"));
         command
             .args(args.split_whitespace())
@@ -53,12 +53,12 @@ impl Place {
         command
     }
 
-    fn run(&self, args: &str) -> Output {
+    pub(crate) fn run(&self, args: &str) -> Output {
         self.command(args).stdin(Stdio::null()).output().unwrap()
     }
 
     /// Everything a run says, in one text.
-    fn told(&self, args: &str) -> String {
+    pub(crate) fn told(&self, args: &str) -> String {
         let output = self.run(args);
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
         format!(
@@ -71,7 +71,7 @@ impl Place {
 }
 
 /// Compares with the snapshot of this name, without what differs from run to run.
-fn check(name: &str, told: &str) {
+pub(crate) fn check(name: &str, told: &str) {
     insta::with_settings!({
         snapshot_path => "snapshots",
         prepend_module_to_snapshot => false,

@@ -1,18 +1,29 @@
 //! The one test binary of the workspace: everything that needs more than one crate, or the program itself.
 //!
-//! `aws` talks to a stand-in for AWS. `cli` runs whole commands and looks at everything they say; `deployment` does so with
-//! state, logs and IP sets, `lambda` runs the functions as Lambda does, and `e2e` is the whole loop. `scenarios` are stories, a
-//! file each. `reference` compares the judge with a model that counts by brute force, over thousands of seeds. `simulation`
-//! runs the live loop in a hostile world. `store` is what a store promises.
+//! - `aws`: what talks to AWS, against a stand-in.
+//! - `book`: every command of the documentation, run.
+//! - `cli`: whole commands and everything they say.
+//! - `deployment`: the same with state, logs and IP sets.
+//! - `e2e`: the whole loop, functions run by the stand-in.
+//! - `lambda`: the functions as Lambda runs them.
+//! - `migration`: from the solution that retires.
+//! - `reference`: the judge against a model that counts by brute force, over thousands of seeds.
+//! - `scenarios`: stories, a file each.
+//! - `simulation`: the live loop in a hostile world.
+//! - `store`: what a store promises.
+//! - `tuning`: limits from history, and policies compared.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod aws;
+mod book;
 mod cli;
 mod deployment;
 mod e2e;
 mod lambda;
+mod migration;
 mod reference;
 mod scenarios;
 mod simulation;
 mod store;
+mod tuning;

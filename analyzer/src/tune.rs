@@ -138,7 +138,7 @@ fn tuning(policy: &Policy, tally: &Tally, (index, rule): (usize, &Rule), seen: S
     worst.sort_by(|a, b| (b.1, a.0).cmp(&(a.1, b.0)));
     let hits: Vec<u64> = worst.iter().map(|(_, hits)| *hits).collect();
     let gap = gap(&hits, clients);
-    let suggestion = suggest(rule, &worst, gap, clients);
+    let suggestion = suggest(rule, &worst, gap, (clients, seen.shared.0 > 0));
     let mut limits: BTreeSet<u32> = AT_MOST.iter().map(|most| lowest_limit(rule, &hits, *most)).collect();
     limits.extend([rule.limit, suggestion.limit]);
     let effect = |limit| {
@@ -208,7 +208,8 @@ fn writable(rule: &Rule, limit: u64) -> u32 {
     u32::try_from(limit.clamp(1, max)).unwrap_or(u32::MAX)
 }
 
-fn suggest(rule: &Rule, worst: &[(Client, u64)], gap: Option<Gap>, clients: u64) -> Suggestion {
+/// `shared`: whether the rule's share spares somebody, so that what is said of hits is not true of all windows.
+fn suggest(rule: &Rule, worst: &[(Client, u64)], gap: Option<Gap>, (clients, shared): (u64, bool)) -> Suggestion {
     let present = u64::from(rule.limit);
     let verb = if rule.then == Then::Alert {
         "alerts about"
@@ -235,7 +236,12 @@ fn suggest(rule: &Rule, worst: &[(Client, u64)], gap: Option<Gap>, clients: u64)
     {
         let others = clients.saturating_sub(out as u64);
         let they = format!(
-            "{others} of {clients} clients stay at {below} or below, {out} {} {above} or more, and nobody is in between",
+            "{others} of {clients} clients stay at {below} or below{}, {out} {} {above} or more, and nobody is in between",
+            if shared {
+                " where the share does not spare them"
+            } else {
+                ""
+            },
             if out == 1 { "reaches" } else { "reach" }
         );
         if below < present && present <= above {
@@ -268,7 +274,7 @@ fn suggest(rule: &Rule, worst: &[(Client, u64)], gap: Option<Gap>, clients: u64)
             limit,
             grounds: Grounds::TooMany,
             because: format!(
-                "{present} {verb} {reach} of {clients} clients, too many for all to be attackers, and no gap parts any from the rest: {limit} {verb} nobody in these logs"
+                "a limit of {present} {verb} {reach} of {clients} clients, too many for all to be attackers, and no gap parts any from the rest: {limit} {verb} nobody in these logs"
             ),
         };
     }
@@ -282,7 +288,7 @@ fn suggest(rule: &Rule, worst: &[(Client, u64)], gap: Option<Gap>, clients: u64)
             )
         } else {
             format!(
-                "{present} {verb} {reach} of {clients} clients, but nobody stands far out ({most}): these logs can't tell an attacker from a busy client; `palisade explain {first}` shows the worst"
+                "a limit of {present} {verb} {reach} of {clients} clients, but nobody stands far out ({most}): these logs can't tell an attacker from a busy client; `palisade explain {first}` shows the worst"
             )
         },
     )
@@ -318,7 +324,7 @@ fn effect(
         rules: vec![Rule { limit, ..rule.clone() }],
         brake: Brake {
             new_bans: usize::MAX,
-            allowed_share: 1.0,
+            allowed_share: f64::INFINITY,
         },
         crowd: None,
         ..policy.clone()
@@ -493,7 +499,13 @@ mod tests {
         );
         check(1, &[2], 1, Grounds::NoGap, "can't tell");
         // Six of a hundred are no longer few.
-        check(5, &[9, 8, 7, 6, 5, 5], 10, Grounds::TooMany, "5 bans 6 of 100 clients");
+        check(
+            5,
+            &[9, 8, 7, 6, 5, 5],
+            10,
+            Grounds::TooMany,
+            "a limit of 5 bans 6 of 100 clients",
+        );
         check(5, &[30, 30, 30, 30, 30, 30], 31, Grounds::TooMany, "31 bans nobody");
         check(5, &[], 5, Grounds::NoMatch, "nobody matched");
     }
@@ -513,6 +525,17 @@ mod tests {
         let quantiles = [0.0, 0.3, 0.5, 0.9, 1.0].map(|share| tuning.quantile(share));
         assert_eq!(quantiles, [1, 1, 3, 3, 3]);
         assert_eq!(tuned(20, &[]).quantile(0.5), 0);
+    }
+
+    #[test]
+    fn no_brake_hides_what_a_limit_would_do_to_many_at_once() {
+        let tuning = tuned(5, &[9; 30]);
+        let effects: Vec<(u32, u64)> = tuning
+            .limits
+            .iter()
+            .map(|effect| (effect.limit, effect.clients))
+            .collect();
+        assert_eq!(effects, [(10, 0), (5, 30), (1, 30)]);
     }
 
     #[test]

@@ -30,7 +30,7 @@ use crate::store::{Condition, Store, StoreError};
 pub(super) struct StateArgs {
     /// The deployment's state: a folder, or `s3://bucket/prefix`
     #[arg(long, value_name = "PLACE", env = "PALISADE_STATE")]
-    state: Place,
+    pub(super) state: Place,
 }
 
 #[derive(Args)]
@@ -110,11 +110,11 @@ fn this_minute() -> Minute {
     Minute::of_ms(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
-fn minute(now: Option<i64>) -> Minute {
+pub(super) fn minute(now: Option<i64>) -> Minute {
     now.map_or_else(this_minute, Minute::of_ms)
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     let built = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -3,9 +3,11 @@
 mod check;
 mod demo;
 mod deployment;
+mod diff;
 mod exit;
 mod explain;
 mod generate;
+mod migrate;
 mod output;
 mod progress;
 mod replay;
@@ -58,6 +60,10 @@ enum Command {
     Top(top::TopArgs),
     /// Limits that history suggests, with what each would have done
     Tune(tune::TuneArgs),
+    /// Who would be banned by one policy and not by another, and who for another time
+    Diff(diff::DiffArgs),
+    /// From the AWS solution "Security Automations for AWS WAF": its settings as a policy, its bans as a ledger
+    Migrate(migrate::MigrateArgs),
     /// Read a policy as a colleague would, and run the tests in it
     Check(check::CheckArgs),
     /// Print the default policy, to start one's own from; or put one in force
@@ -265,6 +271,8 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => explain::run(args, &printer),
         Command::Top(args) => top::run(args, &printer),
         Command::Tune(args) => tune::run(args, &printer),
+        Command::Diff(args) => diff::run(args, &printer),
+        Command::Migrate(args) => migrate::run(args, &printer),
         Command::Check(args) => check::run(args, &printer),
         Command::Policy(PolicyCommand { action: None }) => print(DEFAULT_POLICY),
         Command::Policy(PolicyCommand {

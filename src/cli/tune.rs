@@ -202,8 +202,8 @@ fn write_rule(out: &mut impl Write, tuning: &Tuning) -> io::Result<()> {
     if !tuning.ordinary.is_empty() {
         let quantiles = QUANTILES.map(|(share, name)| format!("{name} {}", count(tuning.quantile(share))));
         clients += &format!(
-            "; worst windows of the {} ordinary ones: {}, most {}",
-            count(tuning.ordinary.len() as u64),
+            "; worst windows of {} that do not stand out: {}, most {}",
+            several(tuning.ordinary.len() as u64, "client"),
             quantiles.join(", "),
             count(tuning.quantile(1.0))
         );
@@ -480,7 +480,7 @@ fn tuned(text: &str, tunings: &[Tuning], when: &str) -> Result<String, Failure> 
             } else {
                 format!("was {}", tuning.limit)
             };
-            prefix += &format!("{indent}{COMMENT}({when}): {was}. {}.\n", tuning.suggestion.because);
+            prefix += &format!("{indent}{COMMENT}({when}): {was}; {}.\n", tuning.suggestion.because);
         }
         decor.set_prefix(prefix + &indent);
     }
@@ -524,13 +524,13 @@ mod tests {
         let once = tuned(text, &tunings, "then").unwrap();
         assert_eq!(
             once,
-            text.replace("limit  = 20   #", "# tune (then): was 20. because.\nlimit  = 1700   #")
+            text.replace("limit  = 20   #", "# tune (then): was 20; because.\nlimit  = 1700   #")
         );
         let again = [tuning(1_700, 1_700, Grounds::NoGap), tuning(3, 4, Grounds::TooMany)];
         assert_eq!(
             tuned(&once, &again, "now").unwrap(),
-            text.replace("limit  = 20   #", "# tune (now): kept. because.\nlimit  = 1700   #")
-                .replace("  limit = 3\n", "  # tune (now): was 3. because.\n  limit = 4\n")
+            text.replace("limit  = 20   #", "# tune (now): kept; because.\nlimit  = 1700   #")
+                .replace("  limit = 3\n", "  # tune (now): was 3; because.\n  limit = 4\n")
         );
         assert_eq!(tuned("mode = \"observe\"\n", &[], "").unwrap(), "mode = \"observe\"\n");
         assert!(tuned("rule = [{ limit = 1 }]", &tunings, "").is_err());
