@@ -29,6 +29,11 @@ pub const POLICY_IN_USE_KEY: &str = "policy-in-use.toml";
 pub const LEDGER_KEY: &str = "ledger.json";
 /// The deployment's key in the state.
 pub const DEPLOYMENT_KEY: &str = "deployment.json";
+/// What the last runs did; only for people to look at.
+pub const RUNS_KEY: &str = "runs.json";
+
+/// How many runs are kept: an hour of them.
+pub const RUNS_MAX: usize = 60;
 
 /// How often a tick judges again because somebody else saved the ledger meanwhile.
 const LEDGER_ATTEMPTS_MAX: u32 = 5;
@@ -83,7 +88,8 @@ pub enum TickError {
 }
 
 /// What a tick did.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Summary {
     /// The minute of the judgment.
     pub now: String,
@@ -202,7 +208,62 @@ impl<S: Store, L> Engine<S, L> {
     }
 }
 
+/// One run as it is kept for people to look at.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Run {
+    /// When it was done, in milliseconds since the epoch.
+    pub finished_ms: i64,
+    /// What it judged.
+    pub summary: Summary,
+    /// What came of each target's IP sets; nothing when the policy observes.
+    pub outcomes: Vec<Outcome>,
+}
+
+impl Run {
+    /// Whether something was not done.
+    pub fn failed(&self) -> bool {
+        self.summary.left > 0 || self.failures().next().is_some()
+    }
+
+    /// What was not done, and why.
+    pub fn failures(&self) -> impl Iterator<Item = &str> {
+        let outcomes = self.outcomes.iter().flat_map(|outcome| &outcome.failures);
+        self.summary.problems.iter().chain(outcomes).map(String::as_str)
+    }
+}
+
+/// The last runs: `runs.json`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Runs {
+    version: u32,
+    /// The newest first.
+    runs: Vec<Run>,
+}
+
 impl<S: Store, L> Engine<S, L> {
+    /// The last runs, the newest first. Runs of a newer version's format are none: they are not worth a failure.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub async fn runs(&self) -> Result<Vec<Run>, StoreError> {
+        let stored = self.store.get(RUNS_KEY).await?;
+        let runs = stored.and_then(|(bytes, _)| serde_json::from_slice::<Runs>(&bytes).ok());
+        Ok(runs.map(|runs| runs.runs).unwrap_or_default())
+    }
+
+    /// Keeps what a run did, for `palisade serve`. Nothing depends on it.
+    ///
+    /// # Errors
+    /// When it can't be read or written.
+    pub async fn note_run(&self, run: Run) -> Result<(), StoreError> {
+        let mut runs = self.runs().await?;
+        runs.insert(0, run);
+        runs.truncate(RUNS_MAX);
+        let text = serde_json::to_vec(&Runs { version: 1, runs }).unwrap_or_default();
+        self.store.put(RUNS_KEY, text, Condition::Always).await.map(|_| ())
+    }
+
     /// Notes that every IP set has been seen without these networks, so that they need not be remembered as ours. Call it
     /// when all targets were reconciled without a failure. If somebody saves the ledger meanwhile, the next minute does it.
     ///
@@ -604,7 +665,8 @@ pub struct Set {
 }
 
 /// What reconciling one target's sets did, or why it could not.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Outcome {
     /// Updates sent.
     pub writes: usize,

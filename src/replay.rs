@@ -1,6 +1,6 @@
 //! Replays history: log objects become one tally, and the live judge runs over it once per minute of log time.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -118,6 +118,24 @@ pub fn read<C: Collect>(
     all.problems.extend(inputs.problems.iter().cloned());
     all.problems.sort();
     all
+}
+
+impl<C> Reading<C> {
+    /// The same with something else made of what was collected.
+    pub fn map<D>(self, make: impl FnOnce(C) -> D) -> Reading<D> {
+        Reading {
+            collected: make(self.collected),
+            objects: self.objects,
+            duplicates: self.duplicates,
+            pruned: self.pruned,
+            requests: self.requests,
+            all_requests: self.all_requests,
+            skipped: self.skipped,
+            bytes: self.bytes,
+            problems: self.problems,
+            times_ms: self.times_ms,
+        }
+    }
 }
 
 /// What tells one object's bytes from another's: their number and hash.
@@ -296,23 +314,28 @@ impl Replay {
 
     /// How many bans, clients banned at least once, and requests stopped.
     pub fn totals(&self) -> Totals {
-        let mut totals = Totals::default();
-        let mut clients: BTreeMap<Client, ()> = BTreeMap::new();
-        for event in &self.events {
-            match &event.verdict {
-                Verdict::Ban(charge, _) => {
-                    totals.bans += 1;
-                    totals.stopped += event.stopped;
-                    clients.insert(charge.client, ());
-                }
-                Verdict::Held(..) => totals.held += 1,
-                Verdict::Spared(..) => totals.spared += 1,
-                Verdict::Alert(..) | Verdict::Crowd(..) => totals.alerts += 1,
-            }
-        }
-        totals.banned_clients = clients.len() as u64;
-        totals
+        totals(&self.events)
     }
+}
+
+/// The sums over some verdicts.
+pub fn totals(events: &[Event]) -> Totals {
+    let mut totals = Totals::default();
+    let mut clients: BTreeSet<Client> = BTreeSet::new();
+    for event in events {
+        match &event.verdict {
+            Verdict::Ban(charge, _) => {
+                totals.bans += 1;
+                totals.stopped += event.stopped;
+                clients.insert(charge.client);
+            }
+            Verdict::Held(..) => totals.held += 1,
+            Verdict::Spared(..) => totals.spared += 1,
+            Verdict::Alert(..) | Verdict::Crowd(..) => totals.alerts += 1,
+        }
+    }
+    totals.banned_clients = clients.len() as u64;
+    totals
 }
 
 /// Sums over a replay.

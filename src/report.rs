@@ -81,7 +81,7 @@ pub struct Separator<'a> {
 }
 
 /// The last line.
-#[derive(Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Summary {
     /// Objects read.
     pub objects: u64,

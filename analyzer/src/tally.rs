@@ -294,6 +294,16 @@ impl Tally {
         self.clients.len()
     }
 
+    /// Every client with its cells, in no order.
+    pub fn all_clients(&self) -> impl Iterator<Item = (Client, &Cells)> {
+        self.clients.iter().map(|(client, cells)| (*client, cells))
+    }
+
+    /// Every minute in which a request counted, with what everybody did in it; ascending.
+    pub fn all_minutes(&self) -> impl Iterator<Item = (Minute, &MinuteTotals)> {
+        self.minutes.iter().map(|(minute, totals)| (*minute, totals))
+    }
+
     /// The cells of one client.
     pub fn cells(&self, client: Client) -> Option<&Cells> {
         self.clients.get(&client)

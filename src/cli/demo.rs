@@ -11,11 +11,13 @@ use ipnet::IpNet;
 use updater::{Family, Memory, Options, SetId, reconcile};
 
 use super::exit::{Exit, Failure};
+use super::html::{Judged, Page};
 use super::output::{HEADING, Printer, count, several, stdout, table, write_table};
-use super::replay::write_verdicts;
+use super::replay::{summary_of, write_verdicts};
 use super::time::shown;
 use crate::inputs::{self, LogObject};
 use crate::replay::{Count, Event, Period, read};
+use crate::survey::Survey;
 use crate::traffic::{self, Hour};
 
 #[derive(Args)]
@@ -26,6 +28,9 @@ pub(super) struct DemoArgs {
     /// Keep the logs and the policy in this new folder, to replay them
     #[arg(long, value_name = "FOLDER")]
     keep: Option<PathBuf>,
+    /// Also write a page to look at: one file that needs no network
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 /// The operator of the demo has written one thing into the default policy: whose the scanner is that looks for secrets every day.
@@ -64,6 +69,9 @@ pub(super) fn run(args: &DemoArgs, printer: &Printer) -> Result<Exit, Failure> {
     write_verdicts(&mut out, &policy, &run.events)?;
     write_outcome(&mut out, &policy, &hour, &run)?;
     drop(out);
+    if let Some(path) = &args.html {
+        write_page(path, &policy, &logs, &run.events, began, printer)?;
+    }
     printer.note(&format!(
         "It took {:.1} seconds. No AWS account was used, and nothing was blocked anywhere.",
         began.elapsed().as_secs_f64()
@@ -76,6 +84,33 @@ pub(super) fn run(args: &DemoArgs, printer: &Printer) -> Result<Exit, Failure> {
         }
     });
     Ok(Exit::Done)
+}
+
+/// The same page as `palisade replay --html` writes.
+fn write_page(
+    path: &Path,
+    policy: &Policy,
+    logs: &Path,
+    events: &[Event],
+    began: Instant,
+    printer: &Printer,
+) -> Result<(), Failure> {
+    let mut inputs = inputs::find(&[logs.to_owned()], &Period::default());
+    let page = Page::open(path, &mut inputs)?;
+    let reading = read(&inputs, Period::default(), 1, &(), || Survey::new(policy));
+    let tally = &reading.collected.count.tally;
+    let summary = summary_of(&reading, tally, events, began.elapsed().as_secs_f64());
+    let judged = Judged {
+        policy,
+        policy_name: "the demo's policy".to_owned(),
+        source: "an hour of the demo's traffic".to_owned(),
+        arguments: "--policy demo/policy.toml demo/logs".to_owned(),
+        tally,
+        events,
+        summary: &summary,
+        frequent: reading.collected.frequent(),
+    };
+    page.write(judged, &inputs, Period::default(), 1, printer)
 }
 
 /// What an hour of the loop left behind.

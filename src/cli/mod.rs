@@ -7,11 +7,12 @@ mod diff;
 mod exit;
 mod explain;
 mod generate;
+mod html;
 mod migrate;
-mod output;
+pub(crate) mod output;
 mod progress;
 mod replay;
-mod time;
+pub(crate) mod time;
 mod top;
 mod tune;
 

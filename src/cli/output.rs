@@ -75,10 +75,13 @@ pub(super) fn write_table(out: &mut impl Write, table: &Table) -> io::Result<()>
     Ok(())
 }
 
-/// Text from a log, safe for a terminal: control characters are shown, not sent.
-pub(super) fn plain(text: &str) -> String {
-    let risky =
-        |c: char| (c.is_control() && c != '\n') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+/// Text from a log, safe for a terminal and a page: control characters are shown, not sent, and so is what has no width,
+/// breaks lines or turns the direction of writing, with which one text passes for another.
+pub(crate) fn plain(text: &str) -> String {
+    let risky = |c: char| {
+        (c.is_control() && c != '\n')
+            || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    };
     text.chars()
         .flat_map(|c| {
             if risky(c) {
@@ -91,7 +94,7 @@ pub(super) fn plain(text: &str) -> String {
 }
 
 /// The same on one line and not longer than `max` characters.
-pub(super) fn short(text: &str, max: usize) -> String {
+pub(crate) fn short(text: &str, max: usize) -> String {
     let text = plain(&text.replace('\n', "\\n"));
     if text.chars().count() <= max {
         return text;
@@ -100,7 +103,7 @@ pub(super) fn short(text: &str, max: usize) -> String {
 }
 
 /// A count with separators: `1,234,567`.
-pub(super) fn count(number: u64) -> String {
+pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {
@@ -113,7 +116,7 @@ pub(super) fn count(number: u64) -> String {
 }
 
 /// `1 ban`, `2 bans`.
-pub(super) fn several(number: u64, one: &str) -> String {
+pub(crate) fn several(number: u64, one: &str) -> String {
     if number == 1 {
         format!("1 {one}")
     } else {

@@ -1,19 +1,22 @@
 //! `palisade replay`: who would have been banned, when, why, for how long, and what that would have stopped.
 
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use analyzer::judge::{Charge, Sentence};
-use analyzer::{Crowd, Policy, Verdict};
+use analyzer::{Crowd, Policy, Tally, Verdict};
 use clap::Args;
 
 use super::exit::{Exit, Failure};
+use super::html::{Judged, Page, arguments};
 use super::output::{HEADING, Printer, count, several, short, stdout, table, write_table};
 use super::progress::Bar;
 use super::time::{clock, rfc3339, shown};
 use super::{LogArgs, PolicyArgs, ending};
-use crate::replay::{Count, Event, Reading, Replay, read};
+use crate::replay::{Count, Event, Reading, Replay, read, totals};
 use crate::report::{Line, Summary, write_line};
+use crate::survey::Survey;
 
 #[derive(Args)]
 pub(super) struct ReplayArgs {
@@ -24,69 +27,118 @@ pub(super) struct ReplayArgs {
     /// One JSON object a line, for programs
     #[arg(long)]
     json: bool,
+    /// Also write a page to look at: one file that needs no network
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &ReplayArgs, printer: &Printer) -> Result<Exit, Failure> {
     let began = Instant::now();
     let policy = args.policy.load()?;
     let period = args.logs.period()?;
-    let inputs = args.logs.inputs(&period, printer)?;
+    let mut inputs = args.logs.inputs(&period, printer)?;
+    let page = args
+        .html
+        .as_deref()
+        .map(|path| Page::open(path, &mut inputs))
+        .transpose()?;
     let bar = Bar::start(printer, &inputs);
-    let reading = read(&inputs, period, args.logs.threads(), &bar, || Count::new(&policy));
+    let threads = args.logs.threads();
+    let (mut reading, frequent) = match &page {
+        None => (read(&inputs, period, threads, &bar, || Count::new(&policy)), None),
+        Some(_) => {
+            let reading = read(&inputs, period, threads, &bar, || Survey::new(&policy));
+            let frequent = reading.collected.frequent();
+            (reading.map(|survey| survey.count), Some(frequent))
+        }
+    };
     bar.finish();
-    let replay = Replay::of(&policy, &reading.collected.tally);
+    if let Some(page) = &page {
+        for problem in &mut reading.problems {
+            problem.object = page.name(std::mem::take(&mut problem.object));
+        }
+    }
+    let tally = &reading.collected.tally;
+    let replay = Replay::of(&policy, tally);
+    let summary = summary_of(&reading, tally, &replay.events, began.elapsed().as_secs_f64());
 
     let mut out = stdout();
     if args.json {
-        write_json(&mut out, &reading, &replay, began.elapsed().as_secs_f64())?;
+        for event in &replay.events {
+            write_line(&mut out, &Line::of(event))?;
+        }
+        write_line(&mut out, &Line::Summary(summary.clone()))?;
     } else {
         write_tables(&mut out, &policy, &reading, &replay)?;
     }
     out.flush()?;
     drop(out);
+    if let (Some(page), Some(frequent)) = (page, frequent) {
+        let judged = Judged {
+            policy: &policy,
+            policy_name: name_of(args.policy.policy.as_deref()),
+            source: joined(args.logs.paths.iter().map(PathBuf::as_path)),
+            arguments: arguments(
+                args.policy.policy.as_deref(),
+                period,
+                args.logs.paths.iter().map(PathBuf::as_path),
+            ),
+            tally,
+            events: &replay.events,
+            summary: &summary,
+            frequent,
+        };
+        page.write(judged, &inputs, period, threads, printer)?;
+    }
     if replay.events.is_empty() && reading.requests > 0 {
         printer.note("Nobody would have been banned. `palisade top` shows who asked for most, `palisade explain <client>` how near a client came to each limit");
     }
     ending(printer, &reading)
 }
 
-fn write_json(out: &mut impl Write, reading: &Reading<Count<'_>>, replay: &Replay, seconds: f64) -> io::Result<()> {
-    for event in &replay.events {
-        write_line(out, &Line::of(event))?;
+/// How people call the policy in this file.
+pub(super) fn name_of(policy: Option<&Path>) -> String {
+    policy.map_or_else(|| "the default policy".to_owned(), |path| path.display().to_string())
+}
+
+fn joined<'a>(paths: impl Iterator<Item = &'a Path>) -> String {
+    paths
+        .map(|path| path.display().to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// The last line of `--json`.
+pub(super) fn summary_of<C>(reading: &Reading<C>, tally: &Tally, events: &[Event], seconds: f64) -> Summary {
+    let totals = totals(events);
+    Summary {
+        objects: reading.objects,
+        duplicates: reading.duplicates,
+        pruned: reading.pruned,
+        requests: reading.requests,
+        skipped: reading.skipped.total(),
+        skipped_by: reading
+            .skipped
+            .iter()
+            .map(|(skip, count)| (skip.name(), count))
+            .collect(),
+        unreadable: reading
+            .problems
+            .iter()
+            .map(|problem| (problem.object.clone(), problem.what.clone()))
+            .collect(),
+        unattributed: tally.unattributed,
+        clients: tally.clients() as u64,
+        bans: totals.bans,
+        banned_clients: totals.banned_clients,
+        stopped: totals.stopped,
+        spared: totals.spared,
+        held: totals.held,
+        alerts: totals.alerts,
+        from: reading.times_ms.map(|(first, _)| rfc3339(first)),
+        to: reading.times_ms.map(|(_, last)| rfc3339(last)),
+        seconds: (seconds * 1000.0).round() / 1000.0,
     }
-    let totals = replay.totals();
-    let tally = &reading.collected.tally;
-    write_line(
-        out,
-        &Line::Summary(Summary {
-            objects: reading.objects,
-            duplicates: reading.duplicates,
-            pruned: reading.pruned,
-            requests: reading.requests,
-            skipped: reading.skipped.total(),
-            skipped_by: reading
-                .skipped
-                .iter()
-                .map(|(skip, count)| (skip.name(), count))
-                .collect(),
-            unreadable: reading
-                .problems
-                .iter()
-                .map(|problem| (problem.object.clone(), problem.what.clone()))
-                .collect(),
-            unattributed: tally.unattributed,
-            clients: tally.clients() as u64,
-            bans: totals.bans,
-            banned_clients: totals.banned_clients,
-            stopped: totals.stopped,
-            spared: totals.spared,
-            held: totals.held,
-            alerts: totals.alerts,
-            from: reading.times_ms.map(|(first, _)| rfc3339(first)),
-            to: reading.times_ms.map(|(_, last)| rfc3339(last)),
-            seconds: (seconds * 1000.0).round() / 1000.0,
-        }),
-    )
 }
 
 /// More rows than this are for programs.

@@ -30,14 +30,14 @@ pub(super) fn parse_ms(text: &str) -> Result<i64, String> {
 }
 
 /// RFC 3339 with seconds, in UTC.
-pub(super) fn rfc3339(ms: i64) -> String {
+pub(crate) fn rfc3339(ms: i64) -> String {
     DateTime::<Utc>::from_timestamp_millis(ms)
         .unwrap_or_default()
         .to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
 /// For tables: `2026-11-01 12:11`, always UTC.
-pub(super) fn shown(minute: Minute) -> String {
+pub(crate) fn shown(minute: Minute) -> String {
     DateTime::<Utc>::from_timestamp(minute.epoch_seconds(), 0)
         .unwrap_or_default()
         .format("%Y-%m-%d %H:%M")
@@ -45,7 +45,7 @@ pub(super) fn shown(minute: Minute) -> String {
 }
 
 /// The time of day alone.
-pub(super) fn clock(minute: Minute) -> String {
+pub(crate) fn clock(minute: Minute) -> String {
     DateTime::<Utc>::from_timestamp(minute.epoch_seconds(), 0)
         .unwrap_or_default()
         .format("%H:%M")
