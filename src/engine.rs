@@ -124,7 +124,7 @@ pub struct Summary {
 }
 
 /// Milliseconds by phase of a tick.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Phases {
     /// Reading and parsing the policy.
     pub policy: u64,

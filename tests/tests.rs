@@ -2,11 +2,13 @@
 //!
 //! - `aws`: what talks to AWS, against a stand-in.
 //! - `book`: every command of the documentation, run.
+//! - `browser`: pages in a real browser.
 //! - `cli`: whole commands and everything they say.
 //! - `deployment`: the same with state, logs and IP sets.
 //! - `e2e`: the whole loop, functions run by the stand-in.
 //! - `lambda`: the functions as Lambda runs them.
 //! - `migration`: from the solution that retires.
+//! - `page`: what the HTML report says, and hostile text in it.
 //! - `reference`: the judge against a model that counts by brute force, over thousands of seeds.
 //! - `scenarios`: stories, a file each.
 //! - `simulation`: the live loop in a hostile world.
@@ -17,11 +19,13 @@
 
 mod aws;
 mod book;
+mod browser;
 mod cli;
 mod deployment;
 mod e2e;
 mod lambda;
 mod migration;
+mod page;
 mod reference;
 mod scenarios;
 mod simulation;

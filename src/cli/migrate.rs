@@ -13,7 +13,7 @@ use super::time;
 use crate::engine::{LEDGER_KEY, POLICY_KEY};
 use crate::inputs;
 use crate::migrate::{Kind, migrate};
-use crate::place::State;
+use crate::place::{Aws, State};
 use crate::store::{Condition, Store};
 
 #[derive(Args)]
@@ -45,7 +45,7 @@ pub(super) fn run(args: &MigrateArgs, printer: &Printer) -> Result<Exit, Failure
     })?;
     let place = &args.state.state;
     runtime()?.block_on(async {
-        let store = State::at(place).await;
+        let store = State::at(place, &Aws::default()).await;
         // Both are looked at before either is written: half a migration is worse than none.
         for key in [POLICY_KEY, LEDGER_KEY] {
             if store.get(key).await?.is_some() {

@@ -234,7 +234,7 @@ impl Report<'_> {
                         (select("rule", "Rule", rules.iter().copied()))
                         @if !countries.is_empty() { (select("country", "Country", countries.iter().map(String::as_str))) }
                     }, true))
-                    div.scroll role="region" aria-labelledby="bans" tabindex="0" {
+                    div.scroll role="region" aria-label="Table of bans" tabindex="0" {
                         table id="ban-rows" data-sort {
                             thead { tr {
                                 th { span.vh { "Evidence" } }
@@ -387,7 +387,7 @@ impl Report<'_> {
                         "What WAF allowed, a ban would have refused. Requests that did not match the ban's rule come first: they are what a wrongly banned user misses."
                         @if costly > bans.len() { " The " (bans.len()) " costliest of " (count(costly as u64)) " bans." }
                     }
-                    div.scroll role="region" aria-labelledby="cost" tabindex="0" {
+                    div.scroll role="region" aria-label="Table of what bans cost" tabindex="0" {
                         table id="cost-rows" data-sort {
                             thead { tr {
                                 th data-key="text" { "Client" }
@@ -442,7 +442,7 @@ impl Report<'_> {
                 } @else {
                     p { "Limits that were reached without a ban: an allow entry or a share spares, the brake holds, a rule that only alerts says so." }
                     (tools("other-rows", "Search spared, held and alerts", select("kind", "What", kinds.iter().copied()), true))
-                    div.scroll role="region" aria-labelledby="spared" tabindex="0" {
+                    div.scroll role="region" aria-label="Table of spared, held and alerts" tabindex="0" {
                         table id="other-rows" data-sort {
                             thead { tr {
                                 th { span.vh { "Evidence" } }
