@@ -8,7 +8,7 @@ use analyzer::Action;
 use analyzer::policy::Mode;
 use aws_config::Region;
 use ipnet::IpNet;
-use updater::{IpSets, Options, Scope, Wafv2, Write, plan};
+use updater::{Family, IpSets, Options, Scope, SetId, Wafv2, Write, plan};
 
 use crate::engine::{DEPLOYMENT_KEY, Deployment, Group, Outcome, Target, chain};
 use crate::place::Aws;
@@ -64,6 +64,40 @@ impl Enforcer {
             outcomes.push(failed(NO_TARGETS.to_owned()));
         }
         Ok(outcomes)
+    }
+
+    /// Whether every target has `net` in one of the sets of `action`.
+    ///
+    /// # Errors
+    /// When the deployment names no sets, or one of them can't be read; the reason, for people.
+    pub async fn hold(&mut self, store: &impl Store, action: Action, net: IpNet) -> Result<bool, String> {
+        let targets = deployment(store).await.map_err(|error| chain(&error))?.targets;
+        if targets.is_empty() {
+            return Err(NO_TARGETS.to_owned());
+        }
+        'targets: for target in targets {
+            let ip_sets = self.ip_sets_of(&target).await?;
+            let of_action = if action == Action::Block {
+                &target.block
+            } else {
+                &target.challenge
+            };
+            let sets = if Family::of(&net) == Family::V4 {
+                &of_action.v4
+            } else {
+                &of_action.v6
+            };
+            for set in sets {
+                let held = ip_sets.get(&SetId::new(&set.name, &set.id)).await;
+                let held = held.map_err(|error| format!("read IP set `{}`: {}", set.name, chain(&error)))?;
+                // Neighbours are united where they can be.
+                if held.addresses.iter().any(|held| held.contains(&net)) {
+                    continue 'targets;
+                }
+            }
+            return Ok(false);
+        }
+        Ok(true)
     }
 
     /// What [`Enforcer::enforce`] would do now, without doing it: a target's outcome and the writes that would lead to it.

@@ -42,7 +42,7 @@ pub struct Sent {
     /// Label names.
     pub labels: Vec<&'static str>,
     /// Further headers.
-    pub headers: Vec<(&'static str, String)>,
+    pub headers: Vec<(String, String)>,
 }
 
 impl Sent {
@@ -81,7 +81,7 @@ impl Sent {
             text(&self.user_agent),
         )?;
         for (name, value) in &self.headers {
-            write!(out, r#",{{"name":"{name}","value":{}}}"#, text(value))?;
+            write!(out, r#",{{"name":{},"value":{}}}"#, text(name), text(value))?;
         }
         write!(
             out,
@@ -325,7 +325,7 @@ pub fn hour(seed: u64) -> Hour {
         true,
     );
     for n in 0..80 {
-        let headers = vec![("x-forwarded-for", "127.0.0.1".to_owned())];
+        let headers = vec![("x-forwarded-for".to_owned(), "127.0.0.1".to_owned())];
         requests.push(Sent {
             method: "POST",
             uri: "/api/v1/login".into(),
@@ -361,29 +361,51 @@ pub fn deliver(requests: &[Sent], folder: &Path, seed: u64) -> io::Result<usize>
     let objects = minutes.len();
     for (minute, sent) in minutes {
         let time = DateTime::<Utc>::from_timestamp_millis(minute * MINUTE_MS).unwrap_or_default();
-        let hour = folder.join(time.format("%Y/%m/%d/%H").to_string());
-        fs::create_dir_all(&hour)?;
-        let id: u128 = random.random();
-        let (a, b, c, d, e) = (
-            (id >> 96) as u32,
-            (id >> 80) as u16,
-            (id >> 64) as u16,
-            (id >> 48) as u16,
-            id & 0xffff_ffff_ffff,
-        );
-        let name = format!(
-            "aws-waf-logs-api-1-{}-{a:08x}-{b:04x}-{c:04x}-{d:04x}-{e:012x}.gz",
-            time.format("%Y-%m-%d-%H-%M-%S")
-        );
-        let mut gz = GzEncoder::new(
-            io::BufWriter::new(fs::File::create(hour.join(name))?),
-            Compression::fast(),
-        );
-        for (number, sent) in sent {
-            sent.write(&mut gz, number)?;
-            gz.write_all(b"\n")?;
-        }
-        gz.finish()?.flush()?;
+        let object = folder.join(firehose_key("api", time, random.random()));
+        fs::create_dir_all(object.parent().unwrap_or(folder))?;
+        let mut out = io::BufWriter::new(fs::File::create(object)?);
+        gzip(sent, &mut out)?;
+        out.flush()?;
     }
     Ok(objects)
+}
+
+/// The key that Firehose gives an object which it began at `time`, below its prefix; `id` makes it one of its own.
+pub fn firehose_key(stream: &str, time: DateTime<Utc>, id: u128) -> String {
+    let (a, b, c, d, e) = (
+        (id >> 96) as u32,
+        (id >> 80) as u16,
+        (id >> 64) as u16,
+        (id >> 48) as u16,
+        id & 0xffff_ffff_ffff,
+    );
+    format!(
+        "{}/aws-waf-logs-{stream}-1-{}-{a:08x}-{b:04x}-{c:04x}-{d:04x}-{e:012x}.gz",
+        time.format("%Y/%m/%d/%H"),
+        time.format("%Y-%m-%d-%H-%M-%S")
+    )
+}
+
+/// The key that WAF gives an object which it delivers itself, below `AWSLogs/<account>/WAFLogs/<region>/<web_acl>/`.
+pub fn direct_key(account: &str, region: &str, web_acl: &str, time: DateTime<Utc>, id: u128) -> String {
+    let time = DateTime::<Utc>::from_timestamp(time.timestamp().div_euclid(300) * 300, 0).unwrap_or_default();
+    format!(
+        "{}/{account}_waflogs_{region}_{web_acl}_{}_{:08x}.log.gz",
+        time.format("%Y/%m/%d/%H/%M"),
+        time.format("%Y%m%dT%H%MZ"),
+        id >> 96
+    )
+}
+
+/// Writes numbered requests as records on lines, compressed as they are delivered.
+///
+/// # Errors
+/// When `out` fails.
+pub fn gzip<'a>(requests: impl IntoIterator<Item = (u64, &'a Sent)>, out: impl Write) -> io::Result<()> {
+    let mut gz = GzEncoder::new(out, Compression::fast());
+    for (number, sent) in requests {
+        sent.write(&mut gz, number)?;
+        gz.write_all(b"\n")?;
+    }
+    gz.finish().map(|_| ())
 }

@@ -1,7 +1,11 @@
 //! Whole command runs on a deployment: its state in a folder or a bucket, its IP sets in the stand-in.
 
 use std::fs;
-use std::process::{Command, Output};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::{Command, Output, Stdio};
+use std::thread::{self, sleep};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_sdk_wafv2::types::{IpAddressVersion, Scope};
 use palisade::place::s3_client;
@@ -421,4 +425,202 @@ fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
         }
     }
     files
+}
+
+/// Runs a drill while the live loop runs minute by minute beside it, as it would elsewhere.
+fn drill(place: &Place, args: &str, run: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_palisade"));
+    command.args(args.split_whitespace()).current_dir(place.folder.path());
+    command.envs(place.env.clone()).env_remove("PALISADE_STATE");
+    let mut drill = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    while drill.try_wait().unwrap().is_none() {
+        place.run(run);
+        sleep(Duration::from_millis(50));
+    }
+    drill.wait_with_output().unwrap()
+}
+
+#[test]
+fn a_drill_becomes_a_ban_and_is_over_when_it_ends() {
+    let place = Place::new();
+    place.told(0, "policy push policy.toml --state state");
+    let before = walk(&place.folder.path().join("logs"));
+    let run = "-q run --state state --logs logs --once";
+    for drills in 1..=2 {
+        let output = drill(&place, "drill --state state --logs logs", run);
+        let (out, err) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        assert_eq!(output.status.code(), Some(0), "{out}\n{err}");
+        let at = |stage: &str| out.find(stage).unwrap_or_else(|| panic!("no `{stage}` in {out}"));
+        assert!(
+            at("log object written") < at("counted") && at("counted") < at("banned for 15m, login-brute-force"),
+            "{out}"
+        );
+        assert!(
+            at("ban ended") < at("left:") && err.contains("The policy observes"),
+            "{out}\n{err}"
+        );
+        assert_eq!(walk(&place.folder.path().join("logs")), before, "no log object stays");
+        let status = place.told(0, "status --state state");
+        assert!(
+            status.contains("0 bans in force") && status.contains(&format!("{drills} known")),
+            "{status}"
+        );
+    }
+    // Nothing of it is judged again.
+    let ticked = place.told(0, run);
+    assert!(ticked.contains("\"new_bans\":0,"), "{ticked}");
+}
+
+#[test]
+fn a_drill_that_nobody_notices_says_what_to_look_at() {
+    let place = Place::new();
+    let before = walk(&place.folder.path().join("logs"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_palisade"));
+    command
+        .args(["drill", "--state", "state", "--logs", "logs"])
+        .current_dir(place.folder.path());
+    let drill = command
+        .env_remove("PALISADE_STATE")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    while walk(&place.folder.path().join("logs")) == before {
+        sleep(Duration::from_millis(20));
+    }
+    Command::new("kill")
+        .args(["-INT", &drill.id().to_string()])
+        .status()
+        .unwrap();
+    let output = drill.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(
+        told.contains("nobody counted the log object when you stopped the drill"),
+        "{told}"
+    );
+    assert_eq!(
+        walk(&place.folder.path().join("logs")),
+        before,
+        "it takes back what it wrote"
+    );
+    fs::write(place.folder.path().join("calm.toml"), "mode = \"observe\"\n").unwrap();
+    place.told(0, "policy push calm.toml --state state");
+    let told = place.refused(1, "drill --state state --logs logs");
+    assert!(told.contains("the policy bans nobody who tries passwords or"), "{told}");
+}
+
+#[test]
+fn a_drill_against_an_api_finds_itself_in_the_logs() {
+    let place = Place::new();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let url = format!("http://{}/api", listener.local_addr().unwrap());
+    // An API and its WAF: what is asked for is logged, as if it had come from elsewhere and a minute ago.
+    let logs = place.folder.path().join("logs");
+    thread::spawn(move || {
+        for (number, stream) in (0..).zip(listener.incoming()) {
+            let mut stream = stream.unwrap();
+            let head = BufReader::new(&stream)
+                .lines()
+                .map_while(Result::ok)
+                .take_while(|line| !line.is_empty());
+            let head: Vec<String> = head.collect();
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
+            let mut sent = traffic::Sent::new(now - 60_000, "198.51.100.77".parse().unwrap());
+            sent.method = if head[0].starts_with("POST ") { "POST" } else { "GET" };
+            sent.uri = head[0].split(' ').nth(1).unwrap().to_owned();
+            let agent = head
+                .iter()
+                .find_map(|line| line.to_lowercase().strip_prefix("user-agent: ").map(str::to_owned));
+            sent.user_agent = agent.unwrap();
+            traffic::deliver(&[sent], &logs, number).unwrap();
+            stream
+                .write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                .unwrap();
+        }
+    });
+    let told = place.refused(2, &format!("drill --state state --logs logs --url {url} --requests 20"));
+    assert!(told.contains("bans nobody for 20 requests; it takes 30"), "{told}");
+
+    let output = drill(
+        &place,
+        &format!("drill --json --state state --logs logs --url {url}"),
+        "-q run --state state --logs logs --once",
+    );
+    let out = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{out}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let stages: Vec<String> = out
+        .lines()
+        .map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            line["stage"].as_str().unwrap_or("left").to_owned()
+        })
+        .collect();
+    assert_eq!(stages[..2], ["requests sent", "logs delivered"], "{out}");
+    assert_eq!(stages.last().unwrap(), "left");
+    assert!(
+        out.contains("banned for 15m, login-brute-force") && out.contains("198.51.100.77/32 in the ledger"),
+        "{out}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drill_on_aws_ends_with_ip_sets_as_they_were() {
+    let Some(aws) = StandIn::shared() else { return };
+    let place = Place::new().on(aws);
+    let config = aws.config("us-east-1");
+    let (s3, waf) = (s3_client(&config), aws_sdk_wafv2::Client::new(&config));
+    for bucket in ["drill-state", "drill-logs"] {
+        s3.create_bucket().bucket(bucket).send().await.unwrap();
+    }
+    let create = waf
+        .create_ip_set()
+        .name("drill-v4")
+        .scope(Scope::Regional)
+        .ip_address_version(IpAddressVersion::Ipv4);
+    let created = create.addresses("198.51.100.250/32").send().await.unwrap();
+    let id = created.summary.unwrap().id.unwrap();
+    let deployment = format!(
+        "{{\"version\":1,\"targets\":[{{\"scope\":\"REGIONAL\",\"region\":\"us-east-1\",\"block\":{{\"v4\":[{{\"name\":\"drill-v4\",\"id\":\"{id}\"}}]}}}}]}}"
+    );
+    let put = s3.put_object().bucket("drill-state").key("deployment.json");
+    put.body(deployment.into_bytes().into()).send().await.unwrap();
+    let policy = analyzer::DEFAULT_POLICY.replacen("mode = \"observe\"", "mode = \"enforce\"", 1);
+    fs::write(place.folder.path().join("policy.toml"), policy).unwrap();
+    place.told(0, "policy push policy.toml --state s3://drill-state");
+
+    let logs = "s3://drill-logs/AWSLogs/111122223333/WAFLogs/us-east-1/api/";
+    let output = drill(
+        &place,
+        &format!("drill --state s3://drill-state --logs {logs}"),
+        &format!("-q run --state s3://drill-state --logs {logs} --once"),
+    );
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert_eq!(output.status.code(), Some(0), "{out}\n{err}");
+    let at = |stage: &str| out.find(stage).unwrap_or_else(|| panic!("no `{stage}` in {out}"));
+    assert!(
+        at("banned for") < at("in the IP sets") && at("ban ended") < at("out of the IP sets"),
+        "{out}"
+    );
+    let got = waf
+        .get_ip_set()
+        .name("drill-v4")
+        .id(&id)
+        .scope(Scope::Regional)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(got.ip_set.unwrap().addresses, ["198.51.100.250/32"]);
+    let listed = s3.list_objects_v2().bucket("drill-logs").send().await.unwrap();
+    assert_eq!(listed.contents().len(), 0, "{listed:?}");
 }

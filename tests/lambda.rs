@@ -565,6 +565,53 @@ async fn the_updater_keeps_what_the_stack_says_and_tells_people_once() {
     let kept: Value = serde_json::from_slice(&kept).unwrap();
     assert_eq!(kept["targets"][0]["block"]["v4"][0]["id"], id);
 
+    // The dashboard and the alarms of the stack show what the functions emit.
+    let event = batch(&[]);
+    let mut analyzer = Lambda::start(
+        env!("CARGO_BIN_EXE_analyzer-lambda"),
+        aws,
+        "s3://told-state/api",
+        "s3://told-logs/waf logs+api",
+    );
+    let (_, analyzed) = analyzer.invoke(&event);
+    let emitted = |summary: &Value| {
+        let announced = summary["_aws"]["CloudWatchMetrics"][0]["Metrics"]
+            .as_array()
+            .unwrap()
+            .clone();
+        announced
+            .iter()
+            .map(|metric| metric["Name"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let emitted = BTreeMap::from([
+        ("Updater", emitted(said.last().unwrap())),
+        ("Analyzer", emitted(analyzed.last().unwrap())),
+    ]);
+    let template = include_str!("../infra/template.yaml");
+    let alarms = template
+        .split("Namespace: Palisade\n      MetricName: ")
+        .skip(1)
+        .map(|rest| {
+            let (metric, rest) = rest.split_once('\n').unwrap();
+            let function = rest
+                .trim_start()
+                .strip_prefix("Dimensions: [{Name: function, Value: !Ref ")
+                .unwrap();
+            (function.split_once('}').unwrap().0, metric)
+        });
+    let widgets = template.split(r#"["Palisade", ""#).skip(1).map(|rest| {
+        let (metric, rest) = rest.split_once(r#"", "function", "${"#).unwrap();
+        (rest.split_once('}').unwrap().0, metric)
+    });
+    assert_eq!((alarms.clone().count(), widgets.clone().count()), (8, 18));
+    for (function, metric) in alarms.chain(widgets) {
+        assert!(
+            emitted[function].iter().any(|emitted| emitted == metric),
+            "{function} emits no `{metric}`: {emitted:?}"
+        );
+    }
+
     let told = received().await;
     let [(subject, text)] = &told[..] else {
         panic!("{told:?}")

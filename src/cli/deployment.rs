@@ -105,7 +105,7 @@ pub(super) struct PushArgs {
     policy: PathBuf,
 }
 
-fn this_minute() -> Minute {
+pub(super) fn this_minute() -> Minute {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Minute::of_ms(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
@@ -393,7 +393,7 @@ pub(super) fn plan(args: &StatusArgs, apply: bool, printer: &Printer) -> Result<
     })
 }
 
-async fn policy_in_force(store: &State) -> Result<Policy, Failure> {
+pub(super) async fn policy_in_force(store: &State) -> Result<Policy, Failure> {
     match store.get(POLICY_KEY).await? {
         None => Ok(Policy::default_policy()),
         Some((bytes, _)) => Policy::parse(&String::from_utf8_lossy(&bytes)).map_err(|error| {
@@ -405,26 +405,35 @@ async fn policy_in_force(store: &State) -> Result<Policy, Failure> {
 /// How often a decision by hand is made again because somebody else saved the ledger meanwhile.
 const ATTEMPTS_MAX: u32 = 10;
 
-/// Changes the ledger and says what was done; made again when somebody else was faster.
+/// Changes the ledger; made again when somebody else was faster.
+pub(super) async fn change<T>(
+    store: &State,
+    policy: &Policy,
+    change: impl Fn(&mut Ledger, &Policy, Minute) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let now = this_minute();
+    let engine = Engine::new(store.clone(), ());
+    for _ in 0..ATTEMPTS_MAX {
+        let (mut ledger, version) = engine.ledger().await?;
+        let done = change(&mut ledger, policy, now)?;
+        match engine.save(&ledger, version).await {
+            Err(error) if error.is_conflict() => continue,
+            saved => saved?,
+        }
+        return Ok(done);
+    }
+    Err(Failure::from(TickError::Contended))
+}
+
+/// Changes the ledger and says what was done.
 fn edit(
     state: &Place,
     edit: impl Fn(&mut Ledger, &Policy, Minute) -> Result<String, Failure>,
 ) -> Result<Exit, Failure> {
-    let now = this_minute();
     let done = runtime()?.block_on(async {
         let store = State::at(state, &Aws::default()).await;
         let policy = policy_in_force(&store).await?;
-        let engine = Engine::new(store, ());
-        for _ in 0..ATTEMPTS_MAX {
-            let (mut ledger, version) = engine.ledger().await?;
-            let done = edit(&mut ledger, &policy, now)?;
-            match engine.save(&ledger, version).await {
-                Err(error) if error.is_conflict() => continue,
-                saved => saved?,
-            }
-            return Ok(done);
-        }
-        Err(Failure::from(TickError::Contended))
+        change(&store, &policy, edit).await
     })?;
     writeln!(stdout(), "{done}")?;
     Ok(Exit::Done)

@@ -4,6 +4,7 @@ mod check;
 mod demo;
 mod deployment;
 mod diff;
+mod drill;
 mod exit;
 mod explain;
 mod generate;
@@ -85,6 +86,8 @@ enum Command {
     Unban(deployment::UnbanArgs),
     /// Never ban a network
     Allow(deployment::BanArgs),
+    /// An incident exercise: a marked attack that harms nobody, and how long it takes until it is banned
+    Drill(drill::DrillArgs),
     /// Print a completion script for a shell
     Completions(generate::CompletionsArgs),
     /// Print the manual page
@@ -287,6 +290,7 @@ pub fn main() -> ExitCode {
         Command::Ban(args) => deployment::ban(args),
         Command::Unban(args) => deployment::unban(args),
         Command::Allow(args) => deployment::allow(args),
+        Command::Drill(args) => drill::run(args, &printer),
         Command::Completions(args) => generate::completions(args, Cli::command()),
         Command::Man => generate::man(&Cli::command()),
     };
