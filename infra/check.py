@@ -1,4 +1,5 @@
-"""Finds what no linter looks for: outputs that nobody uses, and documentation that points beside its target.
+"""Finds what no linter looks for here: parameters, conditions and outputs that nobody uses, and documentation that points
+beside its target.
 
 A reference in a document says a file, a line, and what stands in that line:
 
@@ -18,6 +19,7 @@ from plain import plain
 
 HERE = Path(__file__).parent
 logging.disable()  # the transform says much that is for its developers
+TEMPLATES = ("template.yaml", "example-api/template.yaml")
 DOCUMENTS = [HERE / "README.md"]
 REFERENCE = re.compile(r"\[`([\w./-]+):(\d+)` `([^`]+)`\]\(([\w./-]+)#L(\d+)\)")
 
@@ -25,10 +27,39 @@ REFERENCE = re.compile(r"\[`([\w./-]+):(\d+)` `([^`]+)`\]\(([\w./-]+)#L(\d+)\)")
 def unused_outputs():
     """An output is for somebody: a document that says what for, or a template that takes it as a parameter."""
     text = "".join(document.read_text() for document in DOCUMENTS)
-    for template in ("template.yaml", "example-api/template.yaml"):
+    for template in TEMPLATES:
         for output in yaml_parse((HERE / template).read_text())["Outputs"]:
             if f"`{output}`" not in text:
                 yield f"{template}: nobody uses the output `{output}`; infra/README.md does not say what it is for"
+
+
+def unused_parameters():
+    """The linters give up on a template with a transform."""
+    for template in TEMPLATES:
+        tree = yaml_parse((HERE / template).read_text())
+        used = set(names(tree["Conditions"])) | set(names(tree.get("Rules", {}))) | set(names(tree.get("Globals", {})))
+        used |= set(names(tree["Resources"])) | set(names(tree["Outputs"]))
+        for kind in ("Parameters", "Conditions"):
+            for name in tree[kind]:
+                if name not in used:
+                    yield f"{template}: nobody uses `{name}` of `{kind}`"
+
+
+def names(tree):
+    """What a part of a template refers to: by `Ref`, in a `Fn::Sub`, or as a condition."""
+    if isinstance(tree, list):
+        for item in tree:
+            yield from names(item)
+    if not isinstance(tree, dict):
+        return
+    for key, value in tree.items():
+        if key in ("Ref", "Condition") and isinstance(value, str):
+            yield value
+        elif key == "Fn::If":
+            yield value[0]
+        elif key == "Fn::Sub":
+            yield from re.findall(r"\$\{([\w:]+)", value if isinstance(value, str) else value[0])
+        yield from names(value)
 
 
 def undocumented_parameters():
@@ -40,7 +71,7 @@ def undocumented_parameters():
 
 def plain_is_plain():
     """What plain.py makes is CloudFormation without any transform."""
-    for template in ("template.yaml", "example-api/template.yaml"):
+    for template in TEMPLATES:
         text = re.sub(r"CodeUri: \.+\n", "CodeUri: s3://bucket/key\n", (HERE / template).read_text())
         types = [resource["Type"] for resource in plain(yaml_parse(text))["Resources"].values()]
         if any(kind.startswith("AWS::Serverless::") for kind in types):
@@ -73,7 +104,7 @@ def references(fix):
         yield from findings
 
 
-findings = [*unused_outputs(), *undocumented_parameters(), *plain_is_plain(), *references("--fix" in sys.argv)]
+findings = [*unused_parameters(), *unused_outputs(), *undocumented_parameters(), *plain_is_plain(), *references("--fix" in sys.argv)]
 for finding in findings:
     print(finding, file=sys.stderr)
 sys.exit(bool(findings))

@@ -42,7 +42,9 @@ pub struct Sent {
     /// Label names.
     pub labels: Vec<&'static str>,
     /// Further headers.
-    pub headers: Vec<(String, String)>,
+    pub headers: Vec<(&'static str, String)>,
+    /// One more header, of a name that a policy chose.
+    pub forwarded: Option<(String, String)>,
 }
 
 impl Sent {
@@ -61,6 +63,7 @@ impl Sent {
             waf_rule: "Default_Action",
             labels: Vec::new(),
             headers: Vec::new(),
+            forwarded: None,
         }
     }
 
@@ -80,7 +83,9 @@ impl Sent {
             self.country,
             text(&self.user_agent),
         )?;
-        for (name, value) in &self.headers {
+        let forwarded = self.forwarded.iter().map(|(name, value)| (name.as_str(), value));
+        let headers = self.headers.iter().map(|(name, value)| (*name, value));
+        for (name, value) in headers.chain(forwarded) {
             write!(out, r#",{{"name":{},"value":{}}}"#, text(name), text(value))?;
         }
         write!(
@@ -325,7 +330,7 @@ pub fn hour(seed: u64) -> Hour {
         true,
     );
     for n in 0..80 {
-        let headers = vec![("x-forwarded-for".to_owned(), "127.0.0.1".to_owned())];
+        let headers = vec![("x-forwarded-for", "127.0.0.1".to_owned())];
         requests.push(Sent {
             method: "POST",
             uri: "/api/v1/login".into(),

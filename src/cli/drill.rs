@@ -509,7 +509,7 @@ fn requests(
         (sent.method, sent.uri, sent.user_agent) = (method, paths[n % paths.len()].to_owned(), mark.to_owned());
         if let IpSource::Header { name, trusted_hops } = &policy.client.ip {
             let proxies = ", 10.0.0.1".repeat(trusted_hops - 1);
-            sent.headers.push((name.clone(), format!("{client}{proxies}")));
+            sent.forwarded = Some((name.clone(), format!("{client}{proxies}")));
         }
         sent
     };
