@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
 
-use ingest::Request;
+use ingest::{Request, Wants};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
@@ -509,6 +509,31 @@ impl Policy {
             .iter()
             .find(|allow| client.overlaps(&allow.cidr))
             .map(|allow| format!("allow: {}", allow.note))
+    }
+
+    /// What [`crate::Tally::count`] will look at in a request.
+    pub fn wants(&self) -> Wants {
+        let of_rules = self.rules.iter().flat_map(|rule| {
+            let unless = rule.unless.iter().flat_map(|unless| &unless.conditions);
+            let conditions = rule.matches.conditions.iter().chain(unless).map(|(field, _)| field);
+            conditions.chain(&rule.distinct)
+        });
+        // Crowds are told apart by their user agents.
+        let mut wants = Wants::nothing().and_header("user-agent");
+        if !self.ours.label.is_empty() {
+            wants = wants.and_labels();
+        }
+        if let IpSource::Header { name, .. } = &self.client.ip {
+            wants = wants.and_header(name);
+        }
+        for field in of_rules {
+            wants = match field {
+                Field::Label => wants.and_labels(),
+                Field::Header(name) => wants.and_header(name),
+                _ => wants,
+            };
+        }
+        wants
     }
 
     /// The ladder that `rule` uses.

@@ -325,6 +325,14 @@ impl Tally {
         self.minutes.last_key_value().map(|(minute, _)| *minute)
     }
 
+    /// The requests of everybody from `from` on and before `to`, without those that our rules stopped.
+    pub fn requests(&self, from: Minute, to: Minute) -> u64 {
+        self.minutes
+            .range(from..to.max(from))
+            .map(|(_, totals)| totals.requests)
+            .sum()
+    }
+
     /// The allowed requests of everybody from `from` on and before `to`.
     pub fn allowed(&self, from: Minute, to: Minute) -> u64 {
         self.minutes

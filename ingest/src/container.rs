@@ -6,7 +6,7 @@
 
 use std::io::{self, BufRead, BufReader, Read};
 
-use flate2::bufread::GzDecoder;
+use crate::inflate::Gunzip;
 
 /// Compressed in compressed in compressed occurs; more is a bomb or a mistake.
 const LAYERS_MAX: usize = 3;
@@ -177,7 +177,7 @@ impl<R: Read> Read for Peeked<R> {
 /// The members of a gzip file or the frames of a zstd file, one after the other, as one text.
 enum Members<R: BufRead> {
     Between(R),
-    Gzip(Box<GzDecoder<R>>),
+    Gzip(Box<Gunzip<R>>),
     Zstd(Box<zstd::Decoder<'static, R>>),
     Done,
 }
@@ -225,7 +225,7 @@ impl<R: BufRead> Members<R> {
                     let first = *first;
                     packed.consume(zeros);
                     return match first {
-                        0x1f => Ok(Members::Gzip(Box::new(GzDecoder::new(packed)))),
+                        0x1f => Ok(Members::Gzip(Box::new(Gunzip::new(packed)))),
                         0x28 | 0x50..=0x5f => {
                             let frame = zstd::Decoder::with_buffer(packed).map_err(|error| broken("zstd", error))?;
                             Ok(Members::Zstd(Box::new(frame.single_frame())))

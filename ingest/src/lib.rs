@@ -7,12 +7,14 @@
 //!
 //! Bytes come as any [`std::io::Read`]. There is no S3, no policy and no clock in here.
 //!
-//! From the outside to the inside: `container` unpacks, `scan` cuts the text into records and finds its way back after
-//! damage, `walk` says where a damaged record ends, `record` reads one record.
+//! From the outside to the inside: `container` unpacks (gzip by `inflate`), `scan` cuts the text into records and finds its way back after
+//! damage, `as_written` reads a record that is as WAF writes it, `record` any other, `walk` says where a damaged record ends.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod as_written;
 mod container;
+mod inflate;
 pub mod object_key;
 mod record;
 mod request;
@@ -20,8 +22,8 @@ mod scan;
 mod walk;
 
 pub use container::Stop;
-pub use request::{Header, Request};
-pub use scan::{RECORD_BYTES_MAX, Scan, Skip, Skipped, scan};
+pub use request::{Header, Request, Wants};
+pub use scan::{RECORD_BYTES_MAX, Scan, Skip, Skipped, scan, scan_for};
 
 #[cfg(test)]
 mod tests;

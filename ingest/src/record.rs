@@ -13,13 +13,13 @@ use std::net::{IpAddr, Ipv6Addr};
 use memchr::memchr;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use crate::request::{Header, Request};
+use crate::request::{Header, Request, Wants};
 use crate::scan::Skip;
 
 /// 2015-01-01, the year WAF appeared. A "time" before it is in seconds, or zero.
-const TIMESTAMP_MS_MIN: i64 = 1_420_070_400_000;
+pub(crate) const TIMESTAMP_MS_MIN: i64 = 1_420_070_400_000;
 /// 2100-01-01. A "time" after it is in microseconds.
-const TIMESTAMP_MS_MAX: i64 = 4_102_444_800_000;
+pub(crate) const TIMESTAMP_MS_MAX: i64 = 4_102_444_800_000;
 
 /// Wrappers in wrappers that are opened. CloudWatch's `message` in somebody's own `message` occurs; more is a game.
 const WRAPPERS_MAX: u32 = 4;
@@ -128,13 +128,13 @@ impl<'a> Object<'a> {
     }
 
     /// Hands out what is in here: one record, those of a wrapper, or why not.
-    pub(crate) fn open(self, each: &mut impl FnMut(Result<&Request<'_>, Skip>)) {
-        self.open_at(0, each);
+    pub(crate) fn open(self, wants: &Wants, each: &mut impl FnMut(Result<&Request<'_>, Skip>)) {
+        self.open_at(0, wants, each);
     }
 
-    fn open_at(self, depth: u32, each: &mut impl FnMut(Result<&Request<'_>, Skip>)) {
+    fn open_at(self, depth: u32, wants: &Wants, each: &mut impl FnMut(Result<&Request<'_>, Skip>)) {
         if self.http.is_some() {
-            match self.into_request() {
+            match self.into_request(wants) {
                 Ok(request) => each(Ok(&request)),
                 Err(skip) => each(Err(skip)),
             }
@@ -143,17 +143,17 @@ impl<'a> Object<'a> {
         } else if depth == WRAPPERS_MAX {
             each(Err(Skip::NotWaf));
         } else if let Some(events) = self.events {
-            events.into_iter().for_each(|event| event.open_at(depth + 1, each));
+            events.into_iter().for_each(|event| event.open_at(depth + 1, wants, each));
         } else {
             match self.message {
-                Some(Message::Object(object)) => object.open_at(depth + 1, each),
-                Some(Message::Text(text)) => open_text(&text, depth + 1, each),
+                Some(Message::Object(object)) => object.open_at(depth + 1, wants, each),
+                Some(Message::Text(text)) => open_text(&text, depth + 1, wants, each),
                 None => each(Err(Skip::NotWaf)),
             }
         }
     }
 
-    fn into_request(self) -> Result<Request<'a>, Skip> {
+    fn into_request(self, wants: &Wants) -> Result<Request<'a>, Skip> {
         let mut request = self.request;
         request.timestamp_ms = self.timestamp_ms.ok_or(Skip::NoTimestamp)?;
         request.client_ip = self.http.and_then(|http| http.client_ip).ok_or(Skip::NoClientIp)?;
@@ -166,21 +166,25 @@ impl<'a> Object<'a> {
                 .map(|header| header.value.clone())
                 .filter(|host| !host.is_empty());
         }
+        request.headers.retain(|header| wants.header(header.name.as_bytes()));
+        if !wants.labels {
+            request.labels.clear();
+        }
         Ok(request)
     }
 }
 
 /// Opens a wrapped record that was logged as text.
-fn open_text(text: &str, depth: u32, each: &mut impl FnMut(Result<&Request<'_>, Skip>)) {
+fn open_text(text: &str, depth: u32, wants: &Wants, each: &mut impl FnMut(Result<&Request<'_>, Skip>)) {
     let text = text.trim_start();
     if !text.starts_with('{') {
         return each(Err(Skip::NotWaf));
     }
     match read_front(text.as_bytes()) {
-        Front::Object(object, _) => object.open_at(depth, each),
+        Front::Object(object, _) => object.open_at(depth, wants, each),
         Front::Unfinished => each(Err(Skip::Truncated)),
         Front::Wrong => match read_front(repaired(text.as_bytes()).as_bytes()) {
-            Front::Object(object, _) => object.open_at(depth, each),
+            Front::Object(object, _) => object.open_at(depth, wants, each),
             Front::Unfinished => each(Err(Skip::Truncated)),
             Front::Wrong => each(Err(Skip::Malformed)),
         },

@@ -29,9 +29,9 @@ pub struct Request<'a> {
     pub args: Cow<'a, str>,
     /// The host as logged since 2025, else the `Host` header.
     pub host: Option<Cow<'a, str>>,
-    /// The headers in the order they were logged, duplicates included.
+    /// The headers in the order they were logged, duplicates included; those of them that were [wanted](Wants).
     pub headers: Vec<Header<'a>>,
-    /// Labels that rules put on the request.
+    /// Labels that rules put on the request, if they were [wanted](Wants).
     pub labels: Vec<Cow<'a, str>>,
     /// The JA3 fingerprint of the TLS handshake: CloudFront and ALB only.
     pub ja3: Option<Cow<'a, str>>,
@@ -72,6 +72,66 @@ impl Request<'_> {
     /// Whether WAF let the request through to the origin.
     pub fn allowed(&self) -> bool {
         self.action.eq_ignore_ascii_case("ALLOW")
+    }
+}
+
+/// Which headers, and whether labels, somebody will look at. The others are checked like everything else, but not handed
+/// out, which is most of the work with a request.
+///
+/// ```
+/// let log = br#"{"timestamp":1793534400000,"httpRequest":{"clientIp":"192.0.2.44","headers":[{"name":"Via","value":"1.1 x"},{"name":"Cookie","value":"a=b"}]}}"#;
+/// let wants = ingest::Wants::nothing().and_header("via");
+/// ingest::scan_for(&log[..], &wants, |request| {
+///     assert_eq!(request.headers.len(), 1);
+///     assert_eq!(request.header("via").next(), Some("1.1 x"));
+/// });
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wants {
+    all_headers: bool,
+    headers: Vec<String>,
+    pub(crate) labels: bool,
+}
+
+impl Wants {
+    /// All headers and labels.
+    pub fn everything() -> Wants {
+        Wants {
+            all_headers: true,
+            headers: Vec::new(),
+            labels: true,
+        }
+    }
+
+    /// Neither headers nor labels. A host that was not logged by itself is still taken from the `Host` header.
+    pub fn nothing() -> Wants {
+        Wants {
+            all_headers: false,
+            headers: Vec::new(),
+            labels: false,
+        }
+    }
+
+    /// The headers of this name too, in any case.
+    #[must_use]
+    pub fn and_header(mut self, name: &str) -> Wants {
+        if !self.header(name.as_bytes()) {
+            self.headers.push(name.to_owned());
+        }
+        self
+    }
+
+    /// Labels too.
+    #[must_use]
+    pub fn and_labels(mut self) -> Wants {
+        self.labels = true;
+        self
+    }
+
+    /// Whether headers of this name are wanted.
+    #[inline]
+    pub(crate) fn header(&self, name: &[u8]) -> bool {
+        self.all_headers || self.headers.iter().any(|wanted| wanted.as_bytes().eq_ignore_ascii_case(name))
     }
 }
 

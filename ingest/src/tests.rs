@@ -13,8 +13,8 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use proptest::prelude::*;
 
-use crate::scan::scan_with_buffer;
-use crate::{RECORD_BYTES_MAX, Request, Scan, Skip, Skipped, Stop, scan};
+use crate::scan::{Reader, scan_with};
+use crate::{RECORD_BYTES_MAX, Request, Scan, Skip, Skipped, Stop, Wants, scan};
 
 // What was read, in words.
 
@@ -165,7 +165,9 @@ fn a_reading_does_not_depend_on_where_the_buffer_ends() {
         let whole = read(&log[..]);
         for buffer_bytes in (256..700).step_by(37).chain([1000, 1500, 3001]) {
             let mut requests = Vec::new();
-            let scan = scan_with_buffer(buffer_bytes, &log[..], |request| requests.push(line(request)));
+            let scan = scan_with(buffer_bytes, Reader::Fast, &log[..], &Wants::everything(), |request| {
+                requests.push(line(request));
+            });
             assert_eq!(
                 (requests, scan),
                 whole,

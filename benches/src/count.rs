@@ -1,0 +1,144 @@
+//! The work that is measured: Palisade's own side of it.
+
+use std::fs::File;
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use analyzer::{Ledger, Minute, Policy, Tally, judge_history};
+use foldhash::HashMap;
+use ingest::{Request, Wants};
+
+/// What all programs must agree on: it depends on every count, and not on their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Answer {
+    /// How many triples of client, minute and action there are.
+    pub groups: u64,
+    /// The sum of their counts.
+    pub requests: u64,
+    /// The sum of the squares of their counts.
+    pub squares: u64,
+}
+
+/// Requests by client, minute and action.
+#[derive(Default)]
+pub struct Bare {
+    actions: Vec<String>,
+    counts: HashMap<(IpAddr, u32, u8), u64>,
+}
+
+impl Bare {
+    fn count(&mut self, request: &Request<'_>) {
+        let action = self.actions.iter().position(|known| *known == request.action).unwrap_or_else(|| {
+            self.actions.push(request.action.to_string());
+            self.actions.len() - 1
+        });
+        let minute = Minute::of_ms(request.timestamp_ms).0;
+        *self.counts.entry((request.client_ip, minute, action as u8)).or_default() += 1;
+    }
+
+    fn join(&mut self, other: Bare) {
+        for ((client, minute, action), count) in other.counts {
+            let name = &other.actions[usize::from(action)];
+            let action = self.actions.iter().position(|known| known == name).unwrap_or_else(|| {
+                self.actions.push(name.clone());
+                self.actions.len() - 1
+            });
+            *self.counts.entry((client, minute, action as u8)).or_default() += count;
+        }
+    }
+
+    fn answer(&self) -> Answer {
+        Answer {
+            groups: self.counts.len() as u64,
+            requests: self.counts.values().sum(),
+            squares: self.counts.values().map(|count| count * count).sum(),
+        }
+    }
+}
+
+/// Counts by client, minute and action, the default policy loaded but nothing else asked of it.
+///
+/// # Errors
+/// When a file cannot be opened.
+pub fn bare(paths: &[PathBuf], threads: usize) -> io::Result<Answer> {
+    let policy = Policy::default_policy();
+    let wants = Wants::nothing();
+    let parts = each_object(paths, threads, || Bare::default(), |bare, log| {
+        ingest::scan_for(log, &wants, |request| bare.count(request));
+    })?;
+    drop(policy);
+    let all = parts.into_iter().reduce(|mut all, part| {
+        all.join(part);
+        all
+    });
+    Ok(all.unwrap_or_default().answer())
+}
+
+/// Counts what the policy counts, and judges every minute of it. The answer holds clients, requests and bans.
+///
+/// # Errors
+/// When a file cannot be opened.
+pub fn full(policy: &Policy, paths: &[PathBuf], threads: usize) -> io::Result<Answer> {
+    let tally = tally(policy, paths, threads)?;
+    let mut verdicts = 0;
+    judge_history(policy, &tally, Ledger::default(), |_, judgment| verdicts += judgment.verdicts.len());
+    let requests = tally.period().map_or(0, |_| total(&tally));
+    Ok(Answer {
+        groups: tally.clients() as u64,
+        requests,
+        squares: verdicts as u64,
+    })
+}
+
+/// Counts what the policy counts.
+///
+/// # Errors
+/// When a file cannot be opened.
+pub fn tally(policy: &Policy, paths: &[PathBuf], threads: usize) -> io::Result<Tally> {
+    let wants = policy.wants();
+    let parts = each_object(paths, threads, Tally::default, |tally, log| {
+        ingest::scan_for(log, &wants, |request| tally.count(policy, request));
+    })?;
+    Ok(parts.into_iter().reduce(|mut all, part| {
+        all.merge(part);
+        all
+    }).unwrap_or_default())
+}
+
+fn total(tally: &Tally) -> u64 {
+    tally.requests(Minute(0), Minute(u32::MAX))
+}
+
+/// Reads all objects on so many threads, each of which has something of its own to count with.
+fn each_object<T: Send>(
+    paths: &[PathBuf],
+    threads: usize,
+    fresh: impl Fn() -> T + Sync,
+    read: impl Fn(&mut T, File) + Sync,
+) -> io::Result<Vec<T>> {
+    let next = AtomicUsize::new(0);
+    let failed = Mutex::new(None);
+    let work = || {
+        let mut mine = fresh();
+        while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
+            match File::open(path) {
+                Ok(file) => read(&mut mine, file),
+                Err(error) => *failed.lock().unwrap_or_else(|error| error.into_inner()) = Some(error),
+            }
+        }
+        mine
+    };
+    let parts = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut parts = vec![work()];
+        parts.extend(others.into_iter().filter_map(|other| other.join().ok()));
+        parts
+    });
+    match failed.into_inner().unwrap_or_else(|error| error.into_inner()) {
+        Some(error) => Err(error),
+        None => Ok(parts),
+    }
+}
