@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod client;
+mod counter;
 mod crowd;
 mod detect;
 pub mod judge;
@@ -21,6 +22,7 @@ pub mod time;
 pub mod tune;
 
 pub use client::Client;
+pub use counter::Counter;
 pub use crowd::{Crowd, Trait};
 pub use detect::{Finding, Offense, View, findings};
 pub use judge::{Judgment, Verdict, judge, judge_history};

@@ -11,6 +11,7 @@ use ingest::Request;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::client::Client;
+use crate::counter::Counter;
 use crate::crowd::{SAMPLE_MAX, Sample, Trait};
 use crate::policy::{Policy, Rule};
 use crate::time::Minute;
@@ -212,8 +213,24 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts one request.
+    /// Counts one request. For many requests, [`Tally::count_by`] does the same faster.
     pub fn count(&mut self, policy: &Policy, request: &Request<'_>) {
+        self.count_asking(policy, request, || 0..policy.rules.len());
+    }
+
+    /// Counts one request by a policy that was made ready for it.
+    pub fn count_by(&mut self, counter: &Counter<'_>, request: &Request<'_>) {
+        self.count_asking(counter.policy(), request, || counter.candidates(request));
+    }
+
+    /// Counts one request for those of these rules that it counts for.
+    #[inline]
+    fn count_asking<I: Iterator<Item = usize>>(
+        &mut self,
+        policy: &Policy,
+        request: &Request<'_>,
+        rules: impl FnOnce() -> I,
+    ) {
         let Some(client) = policy.client.client_of(request) else {
             self.unattributed += 1;
             return;
@@ -229,7 +246,8 @@ impl Tally {
         if !allowed {
             cells.add(Slot::REFUSED, minute, 1);
         }
-        for (index, rule) in policy.rules.iter().enumerate() {
+        for index in rules() {
+            let rule = &policy.rules[index];
             if rule.counts_everything() || !rule.counts(request) {
                 continue;
             }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use analyzer::{Ledger, Minute, Policy, Tally, judge_history};
+use analyzer::{Counter, Ledger, Minute, Policy, Tally, judge_history};
 use foldhash::HashMap;
 use ingest::{Request, Wants};
 
@@ -98,9 +98,9 @@ pub fn full(policy: &Policy, paths: &[PathBuf], threads: usize) -> io::Result<An
 /// # Errors
 /// When a file cannot be opened.
 pub fn tally(policy: &Policy, paths: &[PathBuf], threads: usize) -> io::Result<Tally> {
-    let wants = policy.wants();
+    let counter = Counter::new(policy);
     let parts = each_object(paths, threads, Tally::default, |tally, log| {
-        ingest::scan_for(log, &wants, |request| tally.count(policy, request));
+        ingest::scan_for(log, counter.wants(), |request| tally.count_by(&counter, request));
     })?;
     Ok(parts.into_iter().reduce(|mut all, part| {
         all.merge(part);

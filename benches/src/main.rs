@@ -1,8 +1,14 @@
+mod compare;
 mod count;
 #[allow(dead_code)] mod records;
 use std::io::Write;
 fn main() {
     let args: Vec<String> = std::env::args().collect();
+    if args[1] == "compare" {
+        let (read, found) = compare::run(args[2].parse().unwrap(), args[3].parse().unwrap(), std::time::Duration::from_secs(args[4].parse().unwrap()), |read, written| writeln!(std::io::stdout(), "{read} records, about {written} of them as written, no disagreement").unwrap());
+        writeln!(std::io::stdout(), "{read} records: {}", found.unwrap_or("no disagreement".into())).unwrap();
+        return;
+    }
     let paths: Vec<std::path::PathBuf> = args[3..].iter().map(Into::into).collect();
     let threads: usize = args[2].parse().unwrap();
     let t = std::time::Instant::now();

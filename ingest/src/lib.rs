@@ -13,6 +13,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod as_written;
+#[cfg(any(test, feature = "compare"))]
+pub mod compare;
 mod container;
 mod inflate;
 pub mod object_key;

@@ -13,8 +13,10 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use proptest::prelude::*;
 
+use crate::compare::{self, Logs};
+use crate::inflate::Gunzip;
 use crate::scan::{Reader, scan_with};
-use crate::{RECORD_BYTES_MAX, Request, Scan, Skip, Skipped, Stop, Wants, scan};
+use crate::{RECORD_BYTES_MAX, Request, Scan, Skip, Skipped, Stop, Wants, scan, scan_for};
 
 // What was read, in words.
 
@@ -896,5 +898,158 @@ proptest! {
         scan(&log[..], |request| read += usize::from(request.uri == "/good"));
         // Behind a stray quote or brace anything can follow, but a line that begins like a record is one.
         prop_assert_eq!(read, 2, "{}", String::from_utf8_lossy(&log));
+    }
+}
+
+// The two readers of records, and the two of gzip.
+
+#[test]
+fn both_readers_read_the_same_on_records_made_to_confuse_them() {
+    // Seeds of earlier runs, and where the long run of the benchmark goes on.
+    let mut as_written = 0;
+    for seed in 0..4 {
+        let mut logs = Logs::new(seed);
+        for number in 0..250 {
+            let wants = logs.wants();
+            // Some buffers end in the middle of records.
+            let buffer_bytes = [64 * 1024, 512, 1500, 64 * 1024][number % 4];
+            let log = logs.next_log(20);
+            as_written += compare::read_as_written(log);
+            if let Some(disagreement) = compare::disagreement(log, &wants, buffer_bytes) {
+                panic!("seed {seed}, log {number}, {wants:?}:\n{disagreement}");
+            }
+        }
+    }
+    assert!(as_written > 5_000, "only {as_written} of 20,000 records were read as written");
+}
+
+#[test]
+fn both_readers_read_the_same_in_fixtures_and_samples() {
+    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/samples");
+    let samples = fs::read_dir(samples).map_or_else(|_| Vec::new(), |entries| entries.map(|entry| entry.unwrap().path()).collect());
+    for path in fixtures().into_iter().chain(samples) {
+        let log = fs::read(&path).unwrap();
+        for wants in [Wants::everything(), Wants::nothing(), Wants::nothing().and_header("HOST")] {
+            if let Some(disagreement) = compare::disagreement(&log, &wants, 256 * 1024) {
+                panic!("{}, {wants:?}:\n{disagreement}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_wanted_is_not_handed_out_and_changes_nothing_else() {
+    let log = fixture("rich.ndjson");
+    let mut whole = Vec::new();
+    scan(&log[..], |request| {
+        whole.push((request.uri.to_string(), request.host.as_deref().map(str::to_owned), request.headers.len(), request.labels.len()));
+    });
+    assert!(whole.iter().any(|(_, _, headers, labels)| *headers > 1 && *labels > 0));
+    let mut bare = Vec::new();
+    scan_for(&log[..], &Wants::nothing(), |request| {
+        bare.push((request.uri.to_string(), request.host.as_deref().map(str::to_owned)));
+        assert!(request.headers.is_empty() && request.labels.is_empty());
+    });
+    assert_eq!(bare, whole.into_iter().map(|(uri, host, ..)| (uri, host)).collect::<Vec<_>>());
+}
+
+/// What a reader gives before it fails or ends, and how it ends.
+fn unpacked(mut packed: impl Read, step: usize) -> (Vec<u8>, Option<io::ErrorKind>) {
+    let mut text = Vec::new();
+    let mut buffer = vec![0; step];
+    loop {
+        match packed.read(&mut buffer) {
+            Ok(0) => return (text, None),
+            Ok(read) => text.extend_from_slice(&buffer[..read]),
+            Err(error) => return (text, Some(error.kind())),
+        }
+    }
+}
+
+/// Reads with our own unpacking and with zlib; what came before an error must be there, though zlib may have given less of it.
+fn unpack_alike(packed: &[u8], step: usize) {
+    let (ours, our_end) = unpacked(Gunzip::new(io::BufReader::with_capacity(step.clamp(1, 50), packed)), step);
+    let (zlib, zlib_end) = unpacked(flate2::bufread::GzDecoder::new(packed), step);
+    if zlib_end.is_none() {
+        assert_eq!((our_end, ours == zlib), (None, true), "{packed:02x?}");
+    } else {
+        assert!(our_end.is_some() && ours.starts_with(&zlib), "{our_end:?} {zlib_end:?} {packed:02x?}");
+    }
+}
+
+/// Texts that give all kinds of blocks: much said before, near and far, little, and nothing.
+fn packable() -> impl Strategy<Value = Vec<u8>> {
+    let piece = prop_oneof![
+        Just(b"{\"name\":\"accept\",\"value\":\"*/*\"},".to_vec()),
+        (any::<u8>(), 1usize..3000).prop_map(|(byte, times)| vec![byte; times]),
+        (prop::collection::vec(any::<u8>(), 1..40), 1usize..200).prop_map(|(bytes, times)| bytes.repeat(times)),
+        prop::collection::vec(any::<u8>(), 0..5000),
+        "[ab]{0,300}".prop_map(String::into_bytes),
+    ];
+    prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn gzip_is_unpacked_as_zlib_does(
+        text in packable(),
+        level in 0u32..10,
+        step in prop_oneof![1usize..20, 300usize..700, Just(200_000)],
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+    ) {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::new(level));
+        encoder.write_all(&text).unwrap();
+        let packed = encoder.finish().unwrap();
+        let (ours, end) = unpacked(Gunzip::new(&packed[..]), step);
+        prop_assert_eq!((ours == text, end), (true, None));
+
+        let mut broken = packed;
+        for (at, byte) in damage {
+            let at = at.index(broken.len());
+            broken[at] = byte;
+        }
+        if let Some(cut) = cut {
+            broken.truncate(cut.index(broken.len()) + 1);
+        }
+        unpack_alike(&broken, step);
+    }
+}
+
+#[test]
+fn long_texts_are_unpacked_as_zlib_does() {
+    let text = many_lines(20_000);
+    for level in [1, 6, 9] {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::new(level));
+        encoder.write_all(&text).unwrap();
+        let packed = encoder.finish().unwrap();
+        for step in [1000, 4096, 100_000, 256 * 1024] {
+            let (ours, end) = unpacked(Gunzip::new(&packed[..]), step);
+            assert!(ours == text && end.is_none(), "level {level}, {step} bytes at a time: {end:?}");
+        }
+    }
+}
+
+#[test]
+fn what_gzip_headers_may_hold_is_passed_over() {
+    let packed = gzip(b"text");
+    let (deflated, name) = (&packed[10..], b"name\0");
+    let header = |flags: u8| [&[0x1f, 0x8b, 8, flags, 0, 0, 0, 0, 0, 255][..]].concat();
+    let with_all = [&header(0b11110)[..], &[3, 0, 1, 2, 3], name, b"comment\0"].concat();
+    let mut checksum = flate2::Crc::new();
+    checksum.update(&with_all);
+    let checksum = (checksum.sum() as u16).to_le_bytes();
+    for (what, packed, good) in [
+        ("a name", [&header(0b1000)[..], name, deflated].concat(), true),
+        ("everything", [&with_all[..], &checksum, deflated].concat(), true),
+        ("a wrong checksum", [&with_all[..], &[checksum[0] ^ 1, checksum[1]], deflated].concat(), false),
+        ("reserved flags", [&header(0b10_0000)[..], deflated].concat(), false),
+        ("another method", [&[0x1f, 0x8b, 7, 0, 0, 0, 0, 0, 0, 255][..], deflated].concat(), false),
+    ] {
+        let (text, end) = unpacked(Gunzip::new(&packed[..]), 100);
+        assert_eq!((text == b"text", end.is_none()), (good, good), "{what}: {end:?}");
+        unpack_alike(&packed, 100);
     }
 }
