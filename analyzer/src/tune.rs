@@ -284,7 +284,7 @@ fn suggest(rule: &Rule, worst: &[(Client, u64)], gap: Option<Gap>, (clients, sha
         Grounds::NoGap,
         if reach == 0 {
             format!(
-                "{present} {verb} nobody here and nobody stands far out ({most}): these logs can't tell whether it is right"
+                "a limit of {present} {verb} nobody here, and nobody stands far out ({most}): these logs can't tell whether it is right"
             )
         } else {
             format!(
