@@ -62,6 +62,14 @@ def names(tree):
         yield from names(value)
 
 
+def one_partition():
+    """There are `aws-cn` and `aws-us-gov` too."""
+    for template in TEMPLATES:
+        for number, line in enumerate((HERE / template).read_text().splitlines(), 1):
+            if "arn:aws:" in line:
+                yield f"{template}:{number}: write `arn:${{AWS::Partition}}:`"
+
+
 def undocumented_parameters():
     text = "".join(document.read_text() for document in DOCUMENTS)
     for parameter in yaml_parse((HERE / "template.yaml").read_text())["Parameters"]:
@@ -104,7 +112,7 @@ def references(fix):
         yield from findings
 
 
-findings = [*unused_parameters(), *unused_outputs(), *undocumented_parameters(), *plain_is_plain(), *references("--fix" in sys.argv)]
+findings = [*unused_parameters(), *unused_outputs(), *one_partition(), *undocumented_parameters(), *plain_is_plain(), *references("--fix" in sys.argv)]
 for finding in findings:
     print(finding, file=sys.stderr)
 sys.exit(bool(findings))
