@@ -248,6 +248,12 @@ fn suggest(rule: &Rule, worst: &[(Client, u64)], gap: Option<Gap>, (clients, sha
             return keep(Grounds::Gap, format!("{they}: {present} stands in this gap"));
         }
         let limit = writable(rule, middle(below, above));
+        if u64::from(limit) <= below {
+            return keep(
+                Grounds::Gap,
+                format!("{they}, where no limit can stand: distinct values are counted up to {limit}"),
+            );
+        }
         let present = if present > above {
             format!(
                 "{present} {verb} {}",
@@ -270,6 +276,12 @@ fn suggest(rule: &Rule, worst: &[(Client, u64)], gap: Option<Gap>, (clients, sha
     }
     if reach > few(clients) {
         let limit = writable(rule, most + 1);
+        if u64::from(limit) <= *most {
+            return keep(
+                Grounds::NoGap,
+                format!("the most is {most} ({first}), more than any limit: distinct values are counted up to {limit}"),
+            );
+        }
         return Suggestion {
             limit,
             grounds: Grounds::TooMany,
@@ -525,6 +537,25 @@ mod tests {
         let quantiles = [0.0, 0.3, 0.5, 0.9, 1.0].map(|share| tuning.quantile(share));
         assert_eq!(quantiles, [1, 1, 3, 3, 3]);
         assert_eq!(tuned(20, &[]).quantile(0.5), 0);
+    }
+
+    #[test]
+    fn no_limit_is_suggested_that_a_policy_may_not_hold() {
+        let policy =
+            Policy::parse("[[rule]]\nname = \"a\"\nwhy = \"b\"\nlimit = 900\nwindow = \"10m\"\ndistinct = \"uri\"")
+                .unwrap();
+        let rule = &policy.rules[0];
+        let client = |last: u8| Client::of(IpAddr::from([192, 0, 2, last]), 64);
+        let check = |worst: &[(Client, u64)], part: &str| {
+            let hits: Vec<u64> = worst.iter().map(|(_, hits)| *hits).collect();
+            let suggestion = suggest(rule, worst, gap(&hits, 20), (20, false));
+            assert_eq!(suggestion.limit, 900);
+            assert!(suggestion.because.contains(part), "{}", suggestion.because);
+        };
+        let mut busy: Vec<(Client, u64)> = (1..10).map(|last| (client(last), 2_000)).collect();
+        check(&busy, "more than any limit");
+        busy[0].1 = 9_000;
+        check(&busy, "no limit can stand");
     }
 
     #[test]
