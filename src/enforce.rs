@@ -199,7 +199,10 @@ async fn show_target(ip_sets: &impl IpSets, target: &Target, wanted: &Wanted<'_>
 }
 
 /// The deployment in the state; one without targets if there is none.
-async fn deployment(store: &impl Store) -> Result<Deployment, StoreError> {
+///
+/// # Errors
+/// When it can't be read, or is of another version.
+pub async fn deployment(store: &impl Store) -> Result<Deployment, StoreError> {
     match store.get(DEPLOYMENT_KEY).await? {
         None => Ok(Deployment::default()),
         Some((bytes, _)) => parse(&bytes)

@@ -47,6 +47,8 @@ pub struct Engine<S, L> {
     seen: Seen,
     /// What [`POLICY_IN_USE_KEY`] holds, as far as we know.
     in_use: Option<String>,
+    /// What [`RUNS_KEY`] holds, as far as we know.
+    runs: Option<Vec<Run>>,
 }
 
 /// The tallies that were read before, by the hour of their objects.
@@ -174,6 +176,7 @@ impl<S: Store, L> Engine<S, L> {
             logs,
             seen: Seen::default(),
             in_use: None,
+            runs: None,
         }
     }
 
@@ -193,6 +196,48 @@ impl<S: Store, L> Engine<S, L> {
                 Ok((ledger, Some(version)))
             }
         }
+    }
+
+    /// The policy to count by, and why it is not the one in `policy.toml`, if it is not.
+    ///
+    /// # Errors
+    /// When it can't be read, or when neither parses.
+    pub async fn policy_in_use(&self) -> Result<(Policy, Option<String>), TickError> {
+        let (policy, _, rejected) = self.policy().await?;
+        Ok((policy, rejected))
+    }
+
+    /// The policy in the state, or the one used before if that does not parse; its text, and why it is the latter.
+    async fn policy(&self) -> Result<(Policy, String, Option<String>), TickError> {
+        let text = match self.store.get(POLICY_KEY).await? {
+            Some((bytes, _)) => String::from_utf8_lossy(&bytes).into_owned(),
+            None => analyzer::DEFAULT_POLICY.to_owned(),
+        };
+        match Policy::parse(&text) {
+            Ok(policy) => Ok((policy, text, None)),
+            Err(error) => {
+                let before = self.store.get(POLICY_IN_USE_KEY).await?;
+                let before = before.map(|(bytes, _)| String::from_utf8_lossy(&bytes).into_owned());
+                let parsed = before.and_then(|text| Some((Policy::parse(&text).ok()?, text)));
+                let rejected = Some(error.to_string());
+                let (policy, text) = parsed.ok_or(TickError::Policy(error))?;
+                Ok((policy, text, rejected))
+            }
+        }
+    }
+
+    /// Keeps the text of the policy in use for the day when the next one does not parse.
+    async fn remember(&mut self, text: String) -> Result<(), TickError> {
+        if self.in_use.as_ref() == Some(&text) {
+            return Ok(());
+        }
+        let before = self.store.get(POLICY_IN_USE_KEY).await?;
+        if before.is_none_or(|(bytes, _)| bytes != text.as_bytes()) {
+            let bytes = text.clone().into_bytes();
+            self.store.put(POLICY_IN_USE_KEY, bytes, Condition::Always).await?;
+        }
+        self.in_use = Some(text);
+        Ok(())
     }
 
     /// Saves the ledger over the version that was read.
@@ -256,11 +301,19 @@ impl<S: Store, L> Engine<S, L> {
     ///
     /// # Errors
     /// When it can't be read or written.
-    pub async fn note_run(&self, run: Run) -> Result<(), StoreError> {
-        let mut runs = self.runs().await?;
+    pub async fn note_run(&mut self, run: Run) -> Result<(), StoreError> {
+        let mut runs = match std::mem::take(&mut self.runs) {
+            Some(runs) => runs,
+            None => self.runs().await?,
+        };
         runs.insert(0, run);
         runs.truncate(RUNS_MAX);
-        let text = serde_json::to_vec(&Runs { version: 1, runs }).unwrap_or_default();
+        let text = serde_json::to_vec(&Runs {
+            version: 1,
+            runs: runs.clone(),
+        });
+        let text = text.unwrap_or_default();
+        self.runs = Some(runs);
         self.store.put(RUNS_KEY, text, Condition::Always).await.map(|_| ())
     }
 
@@ -279,6 +332,62 @@ impl<S: Store, L> Engine<S, L> {
             Err(error) if error.is_conflict() => Ok(()),
             saved => Ok(saved?),
         }
+    }
+}
+
+impl<S: Store, L> Engine<S, L> {
+    /// Takes in every tally of the horizon that is stored, without looking at logs; for those who only look. Returns what
+    /// could not be read.
+    ///
+    /// # Errors
+    /// When the state can't be listed.
+    pub async fn take_stored(&mut self, policy: &Policy, now: Minute) -> Result<Vec<String>, StoreError> {
+        let fingerprint = policy.fingerprint();
+        // An object's hour is that of its first request's delivery, which may be the one before the horizon's first.
+        let first = (now - policy.horizon()).epoch_seconds().div_euclid(3_600) - 1;
+        let last = now.epoch_seconds().div_euclid(3_600);
+        let mut hours: BTreeSet<String> = (first..=last)
+            .filter_map(|hour| DateTime::<Utc>::from_timestamp(hour * 3_600, 0))
+            .map(|hour| format!("tallies/{fingerprint}/{}", hour.format("%Y-%m-%dT%H")))
+            .collect();
+        hours.insert(format!("tallies/{fingerprint}/undated"));
+        self.seen.keep(&fingerprint, &hours);
+        let mut problems = Vec::new();
+        for hour in &hours {
+            for listed in self.store.list(&format!("{hour}/")).await? {
+                if self.seen.has(&listed.key) {
+                    continue;
+                }
+                match self.read_tally(&listed.key).await {
+                    Ok(tally) => self.seen.add(&listed.key, tally),
+                    Err(error) => problems.push(chain(&error)),
+                }
+            }
+        }
+        Ok(problems)
+    }
+
+    async fn read_tally(&self, key: &str) -> Result<ObjectTally, TickError> {
+        let damaged = |why: &str| FormatError::Damaged {
+            what: "the tally",
+            why: why.into(),
+        };
+        let format = |source| TickError::Format {
+            key: key.to_owned(),
+            source,
+        };
+        let (bytes, _) = self
+            .store
+            .get(key)
+            .await?
+            .ok_or_else(|| format(damaged("it was listed and is gone")))?;
+        ObjectTally::from_bytes(&bytes).map_err(format)
+    }
+
+    /// Everything that was taken in, and from how many objects.
+    pub fn taken(&self) -> (&Tally, usize) {
+        let objects = self.seen.hours.values().map(|hour| hour.keys.len()).sum();
+        (&self.seen.all, objects)
     }
 }
 
@@ -346,48 +455,6 @@ impl<S: Store, L: Logs> Engine<S, L> {
             });
         }
         Err(TickError::Contended)
-    }
-
-    /// The policy to count by, and why it is not the one in `policy.toml`, if it is not.
-    ///
-    /// # Errors
-    /// When it can't be read, or when neither parses.
-    pub async fn policy_in_use(&self) -> Result<(Policy, Option<String>), TickError> {
-        let (policy, _, rejected) = self.policy().await?;
-        Ok((policy, rejected))
-    }
-
-    /// The policy in the state, or the one used before if that does not parse; its text, and why it is the latter.
-    async fn policy(&self) -> Result<(Policy, String, Option<String>), TickError> {
-        let text = match self.store.get(POLICY_KEY).await? {
-            Some((bytes, _)) => String::from_utf8_lossy(&bytes).into_owned(),
-            None => analyzer::DEFAULT_POLICY.to_owned(),
-        };
-        match Policy::parse(&text) {
-            Ok(policy) => Ok((policy, text, None)),
-            Err(error) => {
-                let before = self.store.get(POLICY_IN_USE_KEY).await?;
-                let before = before.map(|(bytes, _)| String::from_utf8_lossy(&bytes).into_owned());
-                let parsed = before.and_then(|text| Some((Policy::parse(&text).ok()?, text)));
-                let rejected = Some(error.to_string());
-                let (policy, text) = parsed.ok_or(TickError::Policy(error))?;
-                Ok((policy, text, rejected))
-            }
-        }
-    }
-
-    /// Keeps the text of the policy in use for the day when the next one does not parse.
-    async fn remember(&mut self, text: String) -> Result<(), TickError> {
-        if self.in_use.as_ref() == Some(&text) {
-            return Ok(());
-        }
-        let before = self.store.get(POLICY_IN_USE_KEY).await?;
-        if before.is_none_or(|(bytes, _)| bytes != text.as_bytes()) {
-            let bytes = text.clone().into_bytes();
-            self.store.put(POLICY_IN_USE_KEY, bytes, Condition::Always).await?;
-        }
-        self.in_use = Some(text);
-        Ok(())
     }
 
     /// Takes in every tally of the horizon, making those that no event has made.
@@ -464,23 +531,6 @@ impl<S: Store, L: Logs> Engine<S, L> {
             .newest()
             .map(|newest| now.epoch_seconds() - newest.epoch_seconds() - 60);
         Ok(())
-    }
-
-    async fn read_tally(&self, key: &str) -> Result<ObjectTally, TickError> {
-        let damaged = |why: &str| FormatError::Damaged {
-            what: "the tally",
-            why: why.into(),
-        };
-        let format = |source| TickError::Format {
-            key: key.to_owned(),
-            source,
-        };
-        let (bytes, _) = self
-            .store
-            .get(key)
-            .await?
-            .ok_or_else(|| format(damaged("it was listed and is gone")))?;
-        ObjectTally::from_bytes(&bytes).map_err(format)
     }
 
     async fn write_verdicts(&self, now: Minute, judgment: &Judgment) -> Result<(), StoreError> {

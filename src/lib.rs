@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod cli;
+pub mod decide;
 pub mod enforce;
 pub mod engine;
 pub mod inputs;
@@ -16,6 +17,7 @@ pub mod page;
 pub mod place;
 pub mod replay;
 pub mod report;
+pub mod serve;
 pub mod store;
 pub mod survey;
 pub mod traffic;

@@ -6,8 +6,11 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Instant;
 
 use palisade::traffic::{self, HOUR_BEGINS_MS, Sent};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
 use crate::browser::Browser;
@@ -319,6 +322,100 @@ fn a_page_stays_small_whatever_is_in_the_logs_and_says_what_it_left_out() {
         "{explained} of {}",
         shown.len()
     );
+}
+
+/// A day of `requests` requests, a hundredth of them by attackers of four kinds, delivered hour by hour.
+fn a_day_of(place: &Place, requests: u64) {
+    let mut random = ChaCha8Rng::seed_from_u64(7);
+    let hour = requests / 24;
+    for begin in 0..24 {
+        let begins_ms = HOUR_BEGINS_MS + begin * 3_600_000;
+        let mut sent = Vec::new();
+        while (sent.len() as u64) < hour * 99 / 100 {
+            let client = IpAddr::from((random.random::<u32>() % 300_000 + 0xC612_0000).to_be_bytes());
+            let mut at = begins_ms + random.random_range(0..3_500_000);
+            for page in 0..random.random_range(5..25) {
+                at += random.random_range(500..4_000);
+                let mut one = Sent::new(at, client);
+                // A tenth of all paths is asked for once and never again.
+                one.uri = match random.random_range(0..10) {
+                    0 => format!("/api/v1/track/{}", random.random::<u64>()),
+                    _ => format!("/api/v1/items/{}", random.random_range(1..5_000)),
+                };
+                if page == 2 {
+                    (one.method, one.uri) = ("POST", "/api/v1/login".into());
+                }
+                one.user_agent = format!("App/{}.{}", random.random_range(1..9), random.random_range(0..200));
+                one.country = ["DE", "FR", "US", "BR", "IN", "JP"][random.random_range(0..6)];
+                sent.push(one);
+            }
+        }
+        let mut attacks = 0;
+        while attacks < hour / 100 {
+            let client = IpAddr::from([192, 0, random.random_range(2..3), random.random::<u8>()]);
+            let client = if random.random::<bool>() {
+                IpAddr::from([203, 0, 113, random.random::<u8>()])
+            } else {
+                client
+            };
+            let mut at = begins_ms + random.random_range(0..3_400_000);
+            let kind = random.random_range(0..4);
+            for n in 0..random.random_range(10..120) {
+                at += random.random_range(200..2_000);
+                let mut one = Sent::new(at, client);
+                match kind {
+                    0 => (one.method, one.uri) = ("POST", "/api/v1/login".into()),
+                    1 => one.uri = format!("/backup/{n}/.env"),
+                    2 => one.uri = format!("/wp-content/plugins/{n}/x.php"),
+                    _ => one.user_agent = format!("sqlmap/1.{n} {}", HOSTILE[n as usize % HOSTILE.len()]),
+                }
+                one.country = "NL";
+                sent.push(one);
+                attacks += 1;
+            }
+        }
+        traffic::deliver(&sent, &place.path("logs"), begin as u64).unwrap();
+    }
+}
+
+/// Writes the page of a day of so many requests and returns its size.
+fn page_of(requests: u64) -> (Place, usize) {
+    let place = Place::new();
+    a_day_of(&place, requests);
+    let began = Instant::now();
+    let (page, told) = place.page("-q replay --json --html page.html logs");
+    let summary: Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
+    println!(
+        "{} requests of {} clients, {} bans: a page of {} bytes after {:.0} s, replay alone {} s",
+        summary["requests"],
+        summary["clients"],
+        summary["bans"],
+        page.len(),
+        began.elapsed().as_secs_f64(),
+        summary["seconds"]
+    );
+    assert!(page.len() < 5_000_000, "{}", page.len());
+    assert!(summary["bans"].as_u64().unwrap() > 0);
+    (place, page.len())
+}
+
+#[test]
+fn ten_times_as_many_requests_make_a_page_of_about_the_same_size() {
+    let (_, few) = page_of(20_000);
+    let (_, many) = page_of(200_000);
+    assert!(many < 8 * few, "{few} and {many}");
+}
+
+/// Takes minutes and some gigabytes: `cargo test --test tests ten_million -- --ignored --nocapture`.
+#[test]
+#[ignore = "takes minutes and gigabytes"]
+fn ten_million_requests_make_a_page_that_opens_at_once() {
+    let (place, _) = page_of(10_000_000);
+    let Some(browser) = Browser::shared() else { return };
+    let seen = browser.look(&json!([
+        {"name": "ten-million", "kind": "report", "file": place.path("page.html").display().to_string(), "search": "nobody", "found": 0},
+    ]));
+    println!("{}", json!(seen));
 }
 
 #[test]

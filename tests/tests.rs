@@ -11,6 +11,7 @@
 //! - `page`: what the HTML report says, and hostile text in it.
 //! - `reference`: the judge against a model that counts by brute force, over thousands of seeds.
 //! - `scenarios`: stories, a file each.
+//! - `serve`: the live page of a deployment.
 //! - `simulation`: the live loop in a hostile world.
 //! - `store`: what a store promises.
 //! - `tuning`: limits from history, and policies compared.
@@ -28,6 +29,7 @@ mod migration;
 mod page;
 mod reference;
 mod scenarios;
+mod serve;
 mod simulation;
 mod store;
 mod tuning;

@@ -32,7 +32,12 @@ impl<'p> Counter<'p> {
     pub fn new(policy: &'p Policy) -> Counter<'p> {
         let mut always = RuleSet::default();
         let mut keys: Vec<(&Field, Vec<(&str, usize)>)> = Vec::new();
-        for (index, rule) in policy.rules.iter().enumerate().filter(|(_, rule)| !rule.counts_everything()) {
+        for (index, rule) in policy
+            .rules
+            .iter()
+            .enumerate()
+            .filter(|(_, rule)| !rule.counts_everything())
+        {
             let Some((field, needles)) = key_of(rule) else {
                 always.insert(index);
                 continue;
@@ -78,9 +83,9 @@ impl<'p> Counter<'p> {
         let mut candidates = self.always;
         for search in &self.searches {
             search.field.any(request, |value| {
-                search
-                    .automata
-                    .each_found(value.as_bytes(), |needle| candidates.insert(usize::from(search.rules[needle])));
+                search.automata.each_found(value.as_bytes(), |needle| {
+                    candidates.insert(usize::from(search.rules[needle]))
+                });
                 false
             });
         }
@@ -94,11 +99,17 @@ fn key_of(rule: &Rule) -> Option<(&Field, Vec<&str>)> {
     let conditions = rule.matches.conditions.iter();
     let usable = conditions.filter_map(|(field, patterns)| {
         let needles: Vec<&str> = patterns.iter().map(Pattern::longest_part).collect();
-        needles.iter().all(|needle| !needle.is_empty()).then_some((field, needles))
+        needles
+            .iter()
+            .all(|needle| !needle.is_empty())
+            .then_some((field, needles))
     });
     // Most requests have one of few methods and actions; the longer a needle, the fewer have it.
     usable.max_by_key(|(field, needles)| {
-        let telling = !matches!(field, Field::Method | Field::Action | Field::Country | Field::ResponseCode);
+        let telling = !matches!(
+            field,
+            Field::Method | Field::Action | Field::Country | Field::ResponseCode
+        );
         (telling, needles.iter().map(|needle| needle.len()).min())
     })
 }
@@ -123,7 +134,9 @@ impl Automata {
         let bytes: usize = needles.clone().map(str::len).sum();
         if bytes <= DFA_BYTES_MAX {
             let mut dfa = DFA::builder();
-            dfa.ascii_case_insensitive(true).start_kind(StartKind::Unanchored).prefilter(false);
+            dfa.ascii_case_insensitive(true)
+                .start_kind(StartKind::Unanchored)
+                .prefilter(false);
             dfa.build(needles).ok().map(Automata::Dfa)
         } else {
             let mut nfa = NFA::builder();
@@ -270,11 +283,18 @@ mod tests {
         let rule = policy.rules[2].clone();
         for number in policy.rules.len()..RULES_MAX {
             let mut rule = rule.clone();
-            let patterns = (0..10).map(|n| Pattern::new(&format!("*/secret-{number}-{n}/*"))).collect();
+            let patterns = (0..10)
+                .map(|n| Pattern::new(&format!("*/secret-{number}-{n}/*")))
+                .collect();
             rule.matches.conditions = vec![(Field::Uri, patterns)];
             policy.rules.push(rule);
         }
-        let uris = ["/secret-999-3/", "/secret-999-3", "/x/SECRET-20-0/y", "/secret-100-9/secret-101-9/"];
+        let uris = [
+            "/secret-999-3/",
+            "/secret-999-3",
+            "/x/SECRET-20-0/y",
+            "/secret-100-9/secret-101-9/",
+        ];
         let requests = uris.map(|uri| Request {
             uri: uri.into(),
             ..Request::default()

@@ -39,7 +39,10 @@ impl Pattern {
 
     /// The longest text that every matched value contains, in lower case.
     pub(crate) fn longest_part(&self) -> &str {
-        self.parts.iter().max_by_key(|part| part.len()).map_or("", String::as_str)
+        self.parts
+            .iter()
+            .max_by_key(|part| part.len())
+            .map_or("", String::as_str)
     }
 
     /// Whether all of `value` is matched.

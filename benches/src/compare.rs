@@ -20,7 +20,10 @@ pub(crate) fn run(seed: u64, records: u64, time: Duration, progress: impl Fn(u64
                 as_written += read_as_written(log) as u64 * 100;
             }
             if let Some(disagreement) = disagreement(log, &wants, buffer_bytes) {
-                return (read, Some(format!("seed {seed}, log {number}, {wants:?}:\n{disagreement}")));
+                return (
+                    read,
+                    Some(format!("seed {seed}, log {number}, {wants:?}:\n{disagreement}")),
+                );
             }
         }
         if read >= told + 1_000_000 {

@@ -31,12 +31,19 @@ pub struct Bare {
 
 impl Bare {
     fn count(&mut self, request: &Request<'_>) {
-        let action = self.actions.iter().position(|known| *known == request.action).unwrap_or_else(|| {
-            self.actions.push(request.action.to_string());
-            self.actions.len() - 1
-        });
+        let action = self
+            .actions
+            .iter()
+            .position(|known| *known == request.action)
+            .unwrap_or_else(|| {
+                self.actions.push(request.action.to_string());
+                self.actions.len() - 1
+            });
         let minute = Minute::of_ms(request.timestamp_ms).0;
-        *self.counts.entry((request.client_ip, minute, action as u8)).or_default() += 1;
+        *self
+            .counts
+            .entry((request.client_ip, minute, action as u8))
+            .or_default() += 1;
     }
 
     fn join(&mut self, other: Bare) {
@@ -66,9 +73,14 @@ impl Bare {
 pub fn bare(paths: &[PathBuf], threads: usize) -> io::Result<Answer> {
     let policy = Policy::default_policy();
     let wants = Wants::nothing();
-    let parts = each_object(paths, threads, || Bare::default(), |bare, log| {
-        ingest::scan_for(log, &wants, |request| bare.count(request));
-    })?;
+    let parts = each_object(
+        paths,
+        threads,
+        || Bare::default(),
+        |bare, log| {
+            ingest::scan_for(log, &wants, |request| bare.count(request));
+        },
+    )?;
     drop(policy);
     let all = parts.into_iter().reduce(|mut all, part| {
         all.join(part);
@@ -84,7 +96,9 @@ pub fn bare(paths: &[PathBuf], threads: usize) -> io::Result<Answer> {
 pub fn full(policy: &Policy, paths: &[PathBuf], threads: usize) -> io::Result<Answer> {
     let tally = tally(policy, paths, threads)?;
     let mut verdicts = 0;
-    judge_history(policy, &tally, Ledger::default(), |_, judgment| verdicts += judgment.verdicts.len());
+    judge_history(policy, &tally, Ledger::default(), |_, judgment| {
+        verdicts += judgment.verdicts.len()
+    });
     let requests = tally.period().map_or(0, |_| total(&tally));
     Ok(Answer {
         groups: tally.clients() as u64,
@@ -102,10 +116,13 @@ pub fn tally(policy: &Policy, paths: &[PathBuf], threads: usize) -> io::Result<T
     let parts = each_object(paths, threads, Tally::default, |tally, log| {
         ingest::scan_for(log, counter.wants(), |request| tally.count_by(&counter, request));
     })?;
-    Ok(parts.into_iter().reduce(|mut all, part| {
-        all.merge(part);
-        all
-    }).unwrap_or_default())
+    Ok(parts
+        .into_iter()
+        .reduce(|mut all, part| {
+            all.merge(part);
+            all
+        })
+        .unwrap_or_default())
 }
 
 fn total(tally: &Tally) -> u64 {

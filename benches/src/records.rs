@@ -86,17 +86,32 @@ pub fn write_objects(plan: Plan, objects: u64, folder: &Path) -> io::Result<()> 
     Ok(())
 }
 
-const CHROME: &str = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/141.0.0.0 Safari/537.36";
+const CHROME: &str =
+    "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/141.0.0.0 Safari/537.36";
 const HINTS: &str = r#"\"Google Chrome\";v=\"141\", \"Not?A_Brand\";v=\"8\", \"Chromium\";v=\"141\""#;
 
 fn record(plan: Plan, number: u64, random: &mut Random, out: &mut Vec<u8>) -> io::Result<()> {
     let time = BEGINS_MS + number * plan.minutes * 60_000 / plan.records.max(1) + random.below(900);
     // Every client is somebody, and the low numbers are the busy ones.
     let (a, b) = (random.below(plan.clients), random.below(plan.clients));
-    let who = if random.below(4) == 0 { a } else { a.min(b) * a.min(b) / plan.clients };
+    let who = if random.below(4) == 0 {
+        a
+    } else {
+        a.min(b) * a.min(b) / plan.clients
+    };
     let program = who % 4 == 3;
     let ip: IpAddr = if who % 5 == 4 {
-        Ipv6Addr::new(0x2001, 0xdb8, (who >> 16) as u16, who as u16, 0, 0, 0, 1 + random.below(200) as u16).into()
+        Ipv6Addr::new(
+            0x2001,
+            0xdb8,
+            (who >> 16) as u16,
+            who as u16,
+            0,
+            0,
+            0,
+            1 + random.below(200) as u16,
+        )
+        .into()
     } else {
         Ipv4Addr::new(198, 18 + (who >> 16) as u8 % 2, (who >> 8) as u8, who as u8).into()
     };
@@ -113,11 +128,20 @@ fn record(plan: Plan, number: u64, random: &mut Random, out: &mut Vec<u8>) -> io
         2 => ("OPTIONS", "/api/v1/orders".to_owned()),
         3..=5 => ("GET", "/api/v1/search".to_owned()),
         6 => ("POST", format!("/api/v1/orders/{}/items", random.below(9_000))),
-        7 if random.below(400) == 0 => ("GET", random.of(&["/.env", "/wp-login.php", "/.git/config", "/static/../../etc/passwd"]).to_owned()),
+        7 if random.below(400) == 0 => (
+            "GET",
+            random
+                .of(&["/.env", "/wp-login.php", "/.git/config", "/static/../../etc/passwd"])
+                .to_owned(),
+        ),
         _ => ("GET", format!("/api/v1/items/{}", random.below(4_000))),
     };
     let args = match random.below(3) {
-        0 => format!("q={}&page={}&sort=price", random.of(&["shoes", "red+hat", "caf%C3%A9", "a%20b"]), random.below(30)),
+        0 => format!(
+            "q={}&page={}&sort=price",
+            random.of(&["shoes", "red+hat", "caf%C3%A9", "a%20b"]),
+            random.below(30)
+        ),
         1 => "lang=de".to_owned(),
         _ => String::new(),
     };
@@ -126,7 +150,10 @@ fn record(plan: Plan, number: u64, random: &mut Random, out: &mut Vec<u8>) -> io
         r#"{{"timestamp":{time},"formatVersion":1,"webaclId":"arn:aws:wafv2:eu-central-1:111122223333:regional/webacl/api/3a2f8a4e-6f5e-4c43-9a55-5f3d6b5c0001","terminatingRuleId":"{rule}","terminatingRuleType":"{}","action":"{action}","terminatingRuleMatchDetails":[],"httpSourceName":"ALB","httpSourceId":"111122223333-app/api/50dc6c495c0c9188","ruleGroupList":["#,
         if group_rule { "MANAGED_RULE_GROUP" } else { "REGULAR" },
     )?;
-    for (at, group) in ["AmazonIpReputationList", "KnownBadInputsRuleSet", "CommonRuleSet"].into_iter().enumerate() {
+    for (at, group) in ["AmazonIpReputationList", "KnownBadInputsRuleSet", "CommonRuleSet"]
+        .into_iter()
+        .enumerate()
+    {
         let comma = if at == 0 { "" } else { "," };
         let terminating = if group_rule && at == 2 {
             r#"{"ruleId":"SizeRestrictions_QUERYSTRING","action":"BLOCK","ruleMatchDetails":null}"#
@@ -178,12 +205,23 @@ fn record(plan: Plan, number: u64, random: &mut Random, out: &mut Vec<u8>) -> io
         r#","labels":[{{"name":"awswaf:clientip:geo:country:{country}"}},{{"name":"awswaf:clientip:geo:region:{country}-BE"}}"#
     )?;
     if group_rule {
-        write!(out, r#",{{"name":"awswaf:managed:aws:core-rule-set:SizeRestrictions_QueryString"}}"#)?;
+        write!(
+            out,
+            r#",{{"name":"awswaf:managed:aws:core-rule-set:SizeRestrictions_QueryString"}}"#
+        )?;
     }
     write!(
         out,
         r#"],"ja3Fingerprint":"{}","ja4Fingerprint":"{}"}}"#,
-        if program { "2bab0327a296230f9f6427341e716ea0" } else { "6f7889b9fb1a62a9577e685c1fcfa919" },
-        if program { "t13d1717h2_5b57614c22b0_3cbfd9057e0d" } else { "t13d1516h2_8daaf6152771_d8a2da3f94cd" },
+        if program {
+            "2bab0327a296230f9f6427341e716ea0"
+        } else {
+            "6f7889b9fb1a62a9577e685c1fcfa919"
+        },
+        if program {
+            "t13d1717h2_5b57614c22b0_3cbfd9057e0d"
+        } else {
+            "t13d1516h2_8daaf6152771_d8a2da3f94cd"
+        },
     )
 }

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str;
 
-use memchr::{memchr, memchr2, memchr_iter};
+use memchr::{memchr, memchr_iter, memchr2};
 
 use crate::record::{TIMESTAMP_MS_MAX, TIMESTAMP_MS_MIN};
 use crate::request::{Header, Request, Wants};
@@ -552,7 +552,11 @@ impl<'a> Cursor<'a> {
 
     #[inline(always)]
     fn text_or_null(&mut self) -> Option<Text> {
-        if self.literal(b"null") { Some(Text::default()) } else { self.text() }
+        if self.literal(b"null") {
+            Some(Text::default())
+        } else {
+            self.text()
+        }
     }
 
     /// Goes past an integer without a sign. What follows it is looked at by the caller, who knows what may.
@@ -710,7 +714,11 @@ fn find<const NO_ESCAPES: bool>(bytes: &[u8], from: usize) -> Option<usize> {
         };
         let word = u64::from_le_bytes(*word);
         let quotes = equal(word, b'"');
-        let stops = if NO_ESCAPES { quotes | equal(word, b'\\') } else { quotes };
+        let stops = if NO_ESCAPES {
+            quotes | equal(word, b'\\')
+        } else {
+            quotes
+        };
         if stops != 0 {
             // The lowest bit is right; those above it may not be.
             let first = stops & stops.wrapping_neg();
@@ -719,7 +727,11 @@ fn find<const NO_ESCAPES: bool>(bytes: &[u8], from: usize) -> Option<usize> {
         at += 8;
     }
     let rest = bytes.get(at..)?;
-    let found = if NO_ESCAPES { memchr2(b'"', b'\\', rest) } else { memchr(b'"', rest) };
+    let found = if NO_ESCAPES {
+        memchr2(b'"', b'\\', rest)
+    } else {
+        memchr(b'"', rest)
+    };
     found.map(|found| at + found).filter(|found| bytes[*found] == b'"')
 }
 

@@ -17,7 +17,9 @@ pub fn disagreement(log: &[u8], wants: &Wants, buffer_bytes: usize) -> Option<St
     (fast != tolerant).then(|| {
         let words = |reader| {
             let mut words = Vec::new();
-            let scan = scan_with(buffer_bytes, reader, log, wants, |request| words.push(format!("{request:?}")));
+            let scan = scan_with(buffer_bytes, reader, log, wants, |request| {
+                words.push(format!("{request:?}"))
+            });
             format!("{}\n{scan:?}", words.join("\n"))
         };
         format!(
@@ -72,7 +74,9 @@ fn hash(request: &Request<'_>, hasher: &mut DefaultHasher) {
     } = request;
     (timestamp_ms, web_acl, action, waf_rule, client_ip, country, method, uri).hash(hasher);
     (args, host, labels, ja3, ja4, response_code, request_id, headers.len()).hash(hasher);
-    headers.iter().for_each(|header| (&header.name, &header.value).hash(hasher));
+    headers
+        .iter()
+        .for_each(|header| (&header.name, &header.value).hash(hasher));
 }
 
 /// Makes logs without end; the same seed makes the same ones.
@@ -214,18 +218,74 @@ const ADDRESSES: [&str; 16] = [
 
 /// Values of any type, some of which are no JSON.
 const VALUES: [&str; 24] = [
-    "null", "true", "false", "0", "1", "-1", "01", "1.5", "1e3", "-", "200", "70000", "1793534400000", "1793534400",
-    "99999999999999999999", "\"x\"", "\"1793534400000\"", "[]", "{}", "[1,[2,{\"a\":null}]]", "{\"name\":\"x\"}", "nul",
-    "[{\"name\":\"host\",\"value\":1}]", "{\"a\":1,}",
+    "null",
+    "true",
+    "false",
+    "0",
+    "1",
+    "-1",
+    "01",
+    "1.5",
+    "1e3",
+    "-",
+    "200",
+    "70000",
+    "1793534400000",
+    "1793534400",
+    "99999999999999999999",
+    "\"x\"",
+    "\"1793534400000\"",
+    "[]",
+    "{}",
+    "[1,[2,{\"a\":null}]]",
+    "{\"name\":\"x\"}",
+    "nul",
+    "[{\"name\":\"host\",\"value\":1}]",
+    "{\"a\":1,}",
 ];
 
 /// What wounds put between other bytes.
 const SHRAPNEL: [&str; 40] = [
-    "\"", "\\", "\\\"", "{", "}", "[", "]", ",", ":", " ", "\n", "\t", "\r\n", "\u{0}", "\u{1f}", "é", "null", "0", "\\u0061",
-    "\"uri\":\"/two\",", ",\"uri\":\"/two\"", "\"clientIp\":\"203.0.113.9\",", "\"headers\":[],", ",\"headers\":[{\"name\":\"host\",\"value\":\"b\"}]",
-    "\"timestamp\":1793534400001,", ",\"action\":\"BLOCK\"", ",\"labels\":[]", "{\"name\":\"host\",\"value\":\"h\"},",
-    ",{\"value\":\"v\",\"name\":\"n\"}", ",{\"name\":\"n\",\"value\":\"v\",\"x\":1}", "\"message\":\"{}\",", ",\"events\":[]", "\"x\":{},",
-    ",\"a\\u0063tion\":\"X\"", ",\"httpRequest\":{}", ",\"httpRequest\":null", "\"ruleGroupId\":\"a\",", "],\"uri\":\"", "\"}],\"uri\":\"/", "}\n{\"timestamp\":1",
+    "\"",
+    "\\",
+    "\\\"",
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    ":",
+    " ",
+    "\n",
+    "\t",
+    "\r\n",
+    "\u{0}",
+    "\u{1f}",
+    "é",
+    "null",
+    "0",
+    "\\u0061",
+    "\"uri\":\"/two\",",
+    ",\"uri\":\"/two\"",
+    "\"clientIp\":\"203.0.113.9\",",
+    "\"headers\":[],",
+    ",\"headers\":[{\"name\":\"host\",\"value\":\"b\"}]",
+    "\"timestamp\":1793534400001,",
+    ",\"action\":\"BLOCK\"",
+    ",\"labels\":[]",
+    "{\"name\":\"host\",\"value\":\"h\"},",
+    ",{\"value\":\"v\",\"name\":\"n\"}",
+    ",{\"name\":\"n\",\"value\":\"v\",\"x\":1}",
+    "\"message\":\"{}\",",
+    ",\"events\":[]",
+    "\"x\":{},",
+    ",\"a\\u0063tion\":\"X\"",
+    ",\"httpRequest\":{}",
+    ",\"httpRequest\":null",
+    "\"ruleGroupId\":\"a\",",
+    "],\"uri\":\"",
+    "\"}],\"uri\":\"/",
+    "}\n{\"timestamp\":1",
 ];
 
 fn push(out: &mut Vec<u8>, parts: &[&str]) {
@@ -282,7 +342,14 @@ fn record(random: &mut Random, out: &mut Vec<u8>) {
             }
             1 => {
                 push(out, &["\"formatVersion\":1,\"webaclId\":"]);
-                plain(random, &["arn:aws:wafv2:eu-central-1:111122223333:regional/webacl/api/3a2f8a4e", "a"], out);
+                plain(
+                    random,
+                    &[
+                        "arn:aws:wafv2:eu-central-1:111122223333:regional/webacl/api/3a2f8a4e",
+                        "a",
+                    ],
+                    out,
+                );
             }
             2 => {
                 push(out, &["\"terminatingRuleId\":"]);
@@ -296,7 +363,10 @@ fn record(random: &mut Random, out: &mut Vec<u8>) {
             5 => {
                 push(out, &["\"terminatingRuleMatchDetails\":["]);
                 if random.one_in(3) {
-                    push(out, &["{\"conditionType\":\"XSS\",\"location\":\"HEADER\",\"matchedData\":["]);
+                    push(
+                        out,
+                        &["{\"conditionType\":\"XSS\",\"location\":\"HEADER\",\"matchedData\":["],
+                    );
                     text(random, out);
                     push(out, &[","]);
                     text(random, out);
@@ -310,14 +380,36 @@ fn record(random: &mut Random, out: &mut Vec<u8>) {
                     push(out, &[["", ",", ","][at], "{\"ruleGroupId\":"]);
                     text(random, out);
                     push(out, &[",\"terminatingRule\":"]);
-                    push(out, &[random.of(&["null", "null", "{\"ruleId\":\"x\",\"action\":\"BLOCK\",\"ruleMatchDetails\":null}"])]);
+                    push(
+                        out,
+                        &[random.of(&[
+                            "null",
+                            "null",
+                            "{\"ruleId\":\"x\",\"action\":\"BLOCK\",\"ruleMatchDetails\":null}",
+                        ])],
+                    );
                     push(out, &[",\"nonTerminatingMatchingRules\":[],\"excludedRules\":null"]);
-                    push(out, &[random.of(&["", ",\"customerConfig\":null", ",\"customerConfig\":{}"]), "}"]);
+                    push(
+                        out,
+                        &[
+                            random.of(&["", ",\"customerConfig\":null", ",\"customerConfig\":{}"]),
+                            "}",
+                        ],
+                    );
                 }
                 push(out, &["]"]);
             }
-            7 => push(out, &["\"nonTerminatingMatchingRules\":", random.of(&["[]", "[]", "[]", "null"])]),
-            8 => push(out, &["\"responseCodeSent\":", random.of(&["null", "null", "302", "405"])]),
+            7 => push(
+                out,
+                &[
+                    "\"nonTerminatingMatchingRules\":",
+                    random.of(&["[]", "[]", "[]", "null"]),
+                ],
+            ),
+            8 => push(
+                out,
+                &["\"responseCodeSent\":", random.of(&["null", "null", "302", "405"])],
+            ),
             9 => http(random, out),
             10 => {
                 push(out, &["\"labels\":["]);
@@ -339,7 +431,11 @@ fn record(random: &mut Random, out: &mut Vec<u8>) {
             _ => {
                 let key = ["oversizeFields", "requestBodySize", "act", "Action", "uri", "clientIp"];
                 let key = if random.one_in(30) { "message" } else { random.of(&key) };
-                let value = if random.one_in(6) { random.of(&VALUES) } else { random.of(&["413", "[\"REQUEST_BODY\"]"]) };
+                let value = if random.one_in(6) {
+                    random.of(&VALUES)
+                } else {
+                    random.of(&["413", "[\"REQUEST_BODY\"]"])
+                };
                 push(out, &["\"", key, "\":", value]);
             }
         }
@@ -362,7 +458,11 @@ fn http(random: &mut Random, out: &mut Vec<u8>) {
         between = ",";
         match key {
             0 => {
-                let address = if random.one_in(20) { random.of(&ADDRESSES) } else { random.of(&ADDRESSES[..4]) };
+                let address = if random.one_in(20) {
+                    random.of(&ADDRESSES)
+                } else {
+                    random.of(&ADDRESSES[..4])
+                };
                 push(out, &["\"clientIp\":\"", address, "\""]);
             }
             1 => {
@@ -373,7 +473,11 @@ fn http(random: &mut Random, out: &mut Vec<u8>) {
                 push(out, &["\"headers\":["]);
                 for at in 0..random.below(5) {
                     push(out, &[if at == 0 { "" } else { "," }, "{\"name\":"]);
-                    plain(random, &["host", "Host", "user-agent", "User-Agent", "cookie", "x"], out);
+                    plain(
+                        random,
+                        &["host", "Host", "user-agent", "User-Agent", "cookie", "x"],
+                        out,
+                    );
                     push(out, &[",\"value\":"]);
                     text(random, out);
                     push(out, &["}"]);
@@ -414,7 +518,9 @@ fn wound(random: &mut Random, record: &mut Vec<u8>) {
     let mut at = random.below(record.len());
     // Where something begins or ends it hurts most.
     if random.one_in(2) {
-        at = (at..record.len()).find(|at| matches!(record[*at], b'"' | b',' | b':' | b'{' | b'}' | b'[' | b']')).unwrap_or(at);
+        at = (at..record.len())
+            .find(|at| matches!(record[*at], b'"' | b',' | b':' | b'{' | b'}' | b'[' | b']'))
+            .unwrap_or(at);
         at += random.below(2);
     }
     let at = at.min(record.len() - 1);
@@ -436,7 +542,9 @@ fn wound(random: &mut Random, record: &mut Vec<u8>) {
         5 => record.truncate(at),
         6 => {
             let value = random.of(&VALUES);
-            let end = (at..record.len()).find(|at| matches!(record[*at], b',' | b'}')).unwrap_or(record.len());
+            let end = (at..record.len())
+                .find(|at| matches!(record[*at], b',' | b'}'))
+                .unwrap_or(record.len());
             record.splice(at..end, value.bytes());
         }
         _ => {

@@ -398,7 +398,11 @@ impl<R: BufRead> Gunzip<R> {
                 left -= length;
             }
         }
-        self.state = if left == 0 { State::BlockHeader } else { State::Stored(left) };
+        self.state = if left == 0 {
+            State::BlockHeader
+        } else {
+            State::Stored(left)
+        };
         Ok(())
     }
 
@@ -651,7 +655,11 @@ fn build(table: &mut [u32], table_bits: u32, lengths: &[u8], symbol_of: impl Fn(
             code += 1;
             if length <= table_bits {
                 let filled = entry(value, length, extra_bits) | flags;
-                table[..1 << table_bits].iter_mut().skip(reversed).step_by(1 << length).for_each(|at| *at = filled);
+                table[..1 << table_bits]
+                    .iter_mut()
+                    .skip(reversed)
+                    .step_by(1 << length)
+                    .for_each(|at| *at = filled);
                 continue;
             }
             let prefix = low(reversed as u64, table_bits) as u32;

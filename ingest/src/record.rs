@@ -143,7 +143,9 @@ impl<'a> Object<'a> {
         } else if depth == WRAPPERS_MAX {
             each(Err(Skip::NotWaf));
         } else if let Some(events) = self.events {
-            events.into_iter().for_each(|event| event.open_at(depth + 1, wants, each));
+            events
+                .into_iter()
+                .for_each(|event| event.open_at(depth + 1, wants, each));
         } else {
             match self.message {
                 Some(Message::Object(object)) => object.open_at(depth + 1, wants, each),

@@ -131,7 +131,11 @@ impl Wants {
     /// Whether headers of this name are wanted.
     #[inline]
     pub(crate) fn header(&self, name: &[u8]) -> bool {
-        self.all_headers || self.headers.iter().any(|wanted| wanted.as_bytes().eq_ignore_ascii_case(name))
+        self.all_headers
+            || self
+                .headers
+                .iter()
+                .any(|wanted| wanted.as_bytes().eq_ignore_ascii_case(name))
     }
 }
 

@@ -920,16 +920,26 @@ fn both_readers_read_the_same_on_records_made_to_confuse_them() {
             }
         }
     }
-    assert!(as_written > 5_000, "only {as_written} of 20,000 records were read as written");
+    assert!(
+        as_written > 5_000,
+        "only {as_written} of 20,000 records were read as written"
+    );
 }
 
 #[test]
 fn both_readers_read_the_same_in_fixtures_and_samples() {
     let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/samples");
-    let samples = fs::read_dir(samples).map_or_else(|_| Vec::new(), |entries| entries.map(|entry| entry.unwrap().path()).collect());
+    let samples = fs::read_dir(samples).map_or_else(
+        |_| Vec::new(),
+        |entries| entries.map(|entry| entry.unwrap().path()).collect(),
+    );
     for path in fixtures().into_iter().chain(samples) {
         let log = fs::read(&path).unwrap();
-        for wants in [Wants::everything(), Wants::nothing(), Wants::nothing().and_header("HOST")] {
+        for wants in [
+            Wants::everything(),
+            Wants::nothing(),
+            Wants::nothing().and_header("HOST"),
+        ] {
             if let Some(disagreement) = compare::disagreement(&log, &wants, 256 * 1024) {
                 panic!("{}, {wants:?}:\n{disagreement}", path.display());
             }
@@ -942,7 +952,12 @@ fn what_is_not_wanted_is_not_handed_out_and_changes_nothing_else() {
     let log = fixture("rich.ndjson");
     let mut whole = Vec::new();
     scan(&log[..], |request| {
-        whole.push((request.uri.to_string(), request.host.as_deref().map(str::to_owned), request.headers.len(), request.labels.len()));
+        whole.push((
+            request.uri.to_string(),
+            request.host.as_deref().map(str::to_owned),
+            request.headers.len(),
+            request.labels.len(),
+        ));
     });
     assert!(whole.iter().any(|(_, _, headers, labels)| *headers > 1 && *labels > 0));
     let mut bare = Vec::new();
@@ -950,7 +965,10 @@ fn what_is_not_wanted_is_not_handed_out_and_changes_nothing_else() {
         bare.push((request.uri.to_string(), request.host.as_deref().map(str::to_owned)));
         assert!(request.headers.is_empty() && request.labels.is_empty());
     });
-    assert_eq!(bare, whole.into_iter().map(|(uri, host, ..)| (uri, host)).collect::<Vec<_>>());
+    assert_eq!(
+        bare,
+        whole.into_iter().map(|(uri, host, ..)| (uri, host)).collect::<Vec<_>>()
+    );
 }
 
 /// What a reader gives before it fails or ends, and how it ends.
@@ -968,12 +986,18 @@ fn unpacked(mut packed: impl Read, step: usize) -> (Vec<u8>, Option<io::ErrorKin
 
 /// Reads with our own unpacking and with zlib; what came before an error must be there, though zlib may have given less of it.
 fn unpack_alike(packed: &[u8], step: usize) {
-    let (ours, our_end) = unpacked(Gunzip::new(io::BufReader::with_capacity(step.clamp(1, 50), packed)), step);
+    let (ours, our_end) = unpacked(
+        Gunzip::new(io::BufReader::with_capacity(step.clamp(1, 50), packed)),
+        step,
+    );
     let (zlib, zlib_end) = unpacked(flate2::bufread::GzDecoder::new(packed), step);
     if zlib_end.is_none() {
         assert_eq!((our_end, ours == zlib), (None, true), "{packed:02x?}");
     } else {
-        assert!(our_end.is_some() && ours.starts_with(&zlib), "{our_end:?} {zlib_end:?} {packed:02x?}");
+        assert!(
+            our_end.is_some() && ours.starts_with(&zlib),
+            "{our_end:?} {zlib_end:?} {packed:02x?}"
+        );
     }
 }
 
@@ -1027,7 +1051,10 @@ fn long_texts_are_unpacked_as_zlib_does() {
         let packed = encoder.finish().unwrap();
         for step in [1000, 4096, 100_000, 256 * 1024] {
             let (ours, end) = unpacked(Gunzip::new(&packed[..]), step);
-            assert!(ours == text && end.is_none(), "level {level}, {step} bytes at a time: {end:?}");
+            assert!(
+                ours == text && end.is_none(),
+                "level {level}, {step} bytes at a time: {end:?}"
+            );
         }
     }
 }
@@ -1044,9 +1071,17 @@ fn what_gzip_headers_may_hold_is_passed_over() {
     for (what, packed, good) in [
         ("a name", [&header(0b1000)[..], name, deflated].concat(), true),
         ("everything", [&with_all[..], &checksum, deflated].concat(), true),
-        ("a wrong checksum", [&with_all[..], &[checksum[0] ^ 1, checksum[1]], deflated].concat(), false),
+        (
+            "a wrong checksum",
+            [&with_all[..], &[checksum[0] ^ 1, checksum[1]], deflated].concat(),
+            false,
+        ),
         ("reserved flags", [&header(0b10_0000)[..], deflated].concat(), false),
-        ("another method", [&[0x1f, 0x8b, 7, 0, 0, 0, 0, 0, 0, 255][..], deflated].concat(), false),
+        (
+            "another method",
+            [&[0x1f, 0x8b, 7, 0, 0, 0, 0, 0, 0, 255][..], deflated].concat(),
+            false,
+        ),
     ] {
         let (text, end) = unpacked(Gunzip::new(&packed[..]), 100);
         assert_eq!((text == b"text", end.is_none()), (good, good), "{what}: {end:?}");

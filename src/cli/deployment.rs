@@ -10,16 +10,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use analyzer::client::parse_cidr;
 use analyzer::policy::Mode;
-use analyzer::{Client, Ledger, Manual, ManualKind, Minute, Policy, Span, lint, rehearse};
+use analyzer::{Ledger, Manual, ManualKind, Minute, Policy, Span, lint, rehearse};
 use clap::Args;
-use ipnet::IpNet;
 
 use super::exit::{Exit, Failure};
 use super::output::{HEADING, Printer, count, several, short, stdout, table, write_table};
 use super::time::shown;
 use super::{load_policy, time};
+use crate::decide::{Act, Decision, Undecided, decide};
 use crate::enforce::{Enforcer, Wanted};
-use crate::engine::{Engine, Outcome, POLICY_KEY, TickError, chain};
+use crate::engine::{Engine, Outcome, POLICY_KEY, Run, TickError, chain};
 use crate::place::{Aws, LogPlace, Place, State};
 use crate::replay::Event;
 use crate::report::{Line, write_line};
@@ -95,6 +95,9 @@ pub(super) struct UnbanArgs {
     state: StateArgs,
     /// An address or a network
     cidr: String,
+    /// Why
+    #[arg(long)]
+    why: Option<String>,
 }
 
 #[derive(Args)]
@@ -106,8 +109,12 @@ pub(super) struct PushArgs {
 }
 
 pub(super) fn this_minute() -> Minute {
+    Minute::of_ms(now_ms())
+}
+
+fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Minute::of_ms(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 pub(super) fn minute(now: Option<i64>) -> Minute {
@@ -228,12 +235,21 @@ async fn tick(
             ours: &ticked.ours,
         };
         let mut reconciled = true;
-        for outcome in enforcer.enforce(&engine.store, &wanted).await? {
-            reconciled &= !say(&outcome, printer)?;
+        let outcomes = enforcer.enforce(&engine.store, &wanted).await?;
+        for outcome in &outcomes {
+            reconciled &= !say(outcome, printer)?;
         }
         failed |= !reconciled;
         if reconciled {
             engine.left(&ticked.judgment.ledger.leaving).await?;
+        }
+        let run = Run {
+            finished_ms: now_ms(),
+            summary: ticked.summary,
+            outcomes,
+        };
+        if let Err(error) = engine.note_run(run).await {
+            printer.warn(&format!("the run is not on record: {error}"));
         }
     }
     Ok(if failed { Exit::Incomplete } else { Exit::Done })
@@ -425,94 +441,46 @@ pub(super) async fn change<T>(
     Err(Failure::from(TickError::Contended))
 }
 
-/// Changes the ledger and says what was done.
-fn edit(
-    state: &Place,
-    edit: impl Fn(&mut Ledger, &Policy, Minute) -> Result<String, Failure>,
-) -> Result<Exit, Failure> {
+/// Carries out a decision by hand and says what was done.
+fn by_hand(state: &Place, cidr: &str, act: Act, why: &str) -> Result<Exit, Failure> {
+    let net = parse_cidr(cidr).map_err(Failure::usage)?;
+    let decision = Decision {
+        net,
+        act,
+        why: why.to_owned(),
+    };
     let done = runtime()?.block_on(async {
-        let store = State::at(state, &Aws::default()).await;
-        let policy = policy_in_force(&store).await?;
-        change(&store, &policy, edit).await
+        let engine = Engine::new(State::at(state, &Aws::default()).await, ());
+        decide(&engine, &decision, this_minute()).await
     })?;
     writeln!(stdout(), "{done}")?;
     Ok(Exit::Done)
 }
 
-fn network(text: &str) -> Result<IpNet, Failure> {
-    parse_cidr(text).map_err(Failure::usage)
+impl From<Undecided> for Failure {
+    fn from(error: Undecided) -> Failure {
+        match error {
+            Undecided::Refused(why, hint) => Failure::new(why).hint(hint),
+            Undecided::Failed(error) => error.into(),
+        }
+    }
 }
 
 pub(super) fn ban(args: &BanArgs) -> Result<Exit, Failure> {
-    let net = network(&args.cidr)?;
-    edit(&args.state.state, |ledger, policy, now| {
-        if let Some(because) = ledger.spares(policy, Client::of_net(net), now) {
-            return Err(
-                Failure::new(format!("`{net}` can't be banned ({because})")).hint("take the allow entry away first")
-            );
-        }
-        by_hand(ledger, net, ManualKind::Ban, args, now);
-        Ok(format!(
-            "{net} is banned{}; the next run updates the IP sets",
-            until(args)
-        ))
-    })
+    by_hand(&args.state.state, &args.cidr, Act::Ban(args.r#for), &args.why)
 }
 
 pub(super) fn allow(args: &BanArgs) -> Result<Exit, Failure> {
-    let net = network(&args.cidr)?;
-    edit(&args.state.state, |ledger, _, now| {
-        by_hand(ledger, net, ManualKind::Allow, args, now);
-        Ok(format!(
-            "{net} is never banned{}; the next run updates the IP sets",
-            until(args)
-        ))
-    })
-}
-
-fn by_hand(ledger: &mut Ledger, net: IpNet, kind: ManualKind, args: &BanArgs, now: Minute) {
-    ledger.manual.retain(|manual| manual.net != net);
-    ledger.manual.push(Manual {
-        net,
-        kind,
-        why: args.why.clone(),
-        since: now,
-        until: args.r#for.map(|span| now + span),
-    });
-}
-
-fn until(args: &BanArgs) -> String {
-    args.r#for
-        .map_or_else(|| " until it is taken back".to_owned(), |span| format!(" for {span}"))
+    by_hand(&args.state.state, &args.cidr, Act::Allow(args.r#for), &args.why)
 }
 
 pub(super) fn unban(args: &UnbanArgs) -> Result<Exit, Failure> {
-    let net = network(&args.cidr)?;
-    edit(&args.state.state, |ledger, _, now| {
-        let mut ended = 0;
-        for (_, offender) in ledger.offenders.iter_mut().filter(|(client, _)| client.overlaps(&net)) {
-            // The slate begins here: what the client did before is not held against it again.
-            if offender.ban.in_force(now) {
-                offender.ban.until = now;
-                ended += 1;
-            }
-        }
-        for manual in &mut ledger.manual {
-            if manual.kind == ManualKind::Ban && manual.net == net && manual.in_force(now) {
-                manual.until = Some(now);
-                ended += 1;
-            }
-        }
-        if ended == 0 {
-            return Err(
-                Failure::new(format!("no ban of `{net}` is in force")).hint("`palisade status` shows those that are")
-            );
-        }
-        Ok(format!(
-            "{} of {net} ended; the next run updates the IP sets",
-            several(ended, "ban")
-        ))
-    })
+    by_hand(
+        &args.state.state,
+        &args.cidr,
+        Act::Unban,
+        args.why.as_deref().unwrap_or(""),
+    )
 }
 
 pub(super) fn push(args: &PushArgs, printer: &Printer) -> Result<Exit, Failure> {

@@ -13,6 +13,7 @@ mod migrate;
 pub(crate) mod output;
 mod progress;
 mod replay;
+mod serve;
 pub(crate) mod time;
 mod top;
 mod tune;
@@ -88,6 +89,8 @@ enum Command {
     Allow(deployment::BanArgs),
     /// An incident exercise: a marked attack that harms nobody, and how long it takes until it is banned
     Drill(drill::DrillArgs),
+    /// A page of the deployment on this machine: bans in force, IP sets, runs, brake, and what clients did
+    Serve(serve::ServeArgs),
     /// Print a completion script for a shell
     Completions(generate::CompletionsArgs),
     /// Print the manual page
@@ -291,6 +294,7 @@ pub fn main() -> ExitCode {
         Command::Unban(args) => deployment::unban(args),
         Command::Allow(args) => deployment::allow(args),
         Command::Drill(args) => drill::run(args, &printer),
+        Command::Serve(args) => serve::run(args, &printer),
         Command::Completions(args) => generate::completions(args, Cli::command()),
         Command::Man => generate::man(&Cli::command()),
     };

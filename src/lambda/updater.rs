@@ -14,7 +14,7 @@ use super::emf::{Metric, Unit, embed};
 use super::notice::{Notice, notice};
 use super::{Function, Setup, Time, say};
 use crate::enforce::{Enforcer, Wanted, keep};
-use crate::engine::{Engine, Outcome, TickError, Ticked, chain};
+use crate::engine::{Engine, Outcome, Run, TickError, Ticked, chain};
 use crate::place::{Aws, LogPlace, State};
 use crate::replay::Event;
 use crate::report::Line;
@@ -133,6 +133,15 @@ impl Updater {
             .collect();
         summary.insert("failed".into(), json!(failures));
         say(&embed(summary.clone(), &metrics, &self.function, time.began_ms()));
+        let run = Run {
+            finished_ms: time.began_ms(),
+            summary: ticked.summary.clone(),
+            outcomes: outcomes.clone(),
+        };
+        // For people to look at: a run that is done does not fail because nobody wrote it down.
+        if let Err(error) = engine.note_run(run).await {
+            say(&json!({"type": "warning", "why": chain(&error)}));
+        }
         if failures.is_empty() {
             let left = engine.left(&ticked.judgment.ledger.leaving).await;
             left.map_err(|error| (chain(&error), false))?;

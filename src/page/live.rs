@@ -83,7 +83,12 @@ impl Live {
 
     /// Time left, which the script counts down.
     pub(super) fn left(&self, until: Minute) -> Markup {
-        html! { span data-until=(until.epoch_seconds()) { (until.since(self.now)) } }
+        let minutes = until.since(self.now).0;
+        html! {
+            span data-until=(until.epoch_seconds()) {
+                @if minutes >= 60 { (minutes / 60) "h " } (minutes % 60) "m"
+            }
+        }
     }
 
     pub(super) fn header(&self) -> Markup {
@@ -140,7 +145,7 @@ impl Live {
                     div { h3 { "IP sets" } (self.sets()) }
                     div { h3 { "Last runs" } (self.last_runs()) }
                 }
-                h3 { "Decisions by hand" }
+                h3.later { "Decisions by hand" }
                 (self.decisions())
             }
         }
@@ -211,7 +216,7 @@ impl Live {
                             th.mono scope="row" { (manual.net) }
                             td { @if manual.kind == ManualKind::Ban { "banned" } @else { "never banned" } }
                             td.t.wide { (shown(manual.since)) }
-                            td.t { @match manual.until { Some(until) => (self.left(until)), None => "until it is taken back" } }
+                            td { @match manual.until { Some(until) => (self.left(until)), None => "until it is taken back" } }
                             td.data { (data(&manual.why, 200)) }
                             @if self.writes() { td { @if manual.kind == ManualKind::Ban { (self.unban_form(manual.net)) } } }
                         } }

@@ -244,7 +244,8 @@ fn document(title: &str, body: Markup, data: &str, live: bool) -> Markup {
                 meta charset="utf-8";
                 meta http-equiv="Content-Security-Policy" content=(content_security_policy(live));
                 meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="referrer" content="no-referrer";
+                // A browser leaves the origin out of a form where no referrer may be sent at all.
+                meta name="referrer" content=(if live { "same-origin" } else { "no-referrer" });
                 meta name="robots" content="noindex";
                 title { (title) }
                 // Without an icon of its own a browser asks a server for one.

@@ -231,9 +231,9 @@
 
   all('[data-chart=timeline]').forEach(timeline);
   // Pictures that nobody has scrolled to yet cost nothing.
-  const far = window.IntersectionObserver && !location.hash.includes('all')
-    ? new IntersectionObserver((seen) => seen.forEach((one) => { if (one.isIntersecting) { far.unobserve(one.target); rates(one.target); } }), { rootMargin: '600px' })
-    : null;
+  const far = window.IntersectionObserver && new IntersectionObserver((seen) => {
+    seen.filter((one) => one.isIntersecting).forEach((one) => { far.unobserve(one.target); rates(one.target); });
+  }, { rootMargin: '600px' });
   const waiting = all('[data-chart=rates]');
   waiting.forEach((box) => (far ? far.observe(box) : rates(box)));
   window.addEventListener('beforeprint', () => waiting.forEach((box) => { if (far && !box.firstChild) { far.unobserve(box); rates(box); } }));
@@ -326,7 +326,7 @@
     const busy = () => all('.open[aria-expanded=true], details[open]').length > 0 || all('input').some((input) => input.value) || (document.activeElement && document.activeElement !== document.body);
     const left = (until) => {
       const minutes = Math.max(0, Math.ceil((until - Date.now() / 1000) / 60));
-      return minutes >= 60 ? Math.floor(minutes / 60) + 'h ' + (minutes % 60) + 'm' : minutes + 'm';
+      return (minutes >= 60 ? Math.floor(minutes / 60) + 'h ' : '') + (minutes % 60) + 'm';
     };
     const tick = () => all('[data-until]').forEach((cell) => { cell.textContent = left(Number(cell.dataset.until)); });
     if (live.ticking) { tick(); setInterval(tick, 15000); }

@@ -201,6 +201,7 @@ impl Report<'_> {
                     }
                     div.chart data-chart="timeline" data-readout="readout" role="img" aria-label=(text) {}
                     output.readout id="readout" {}
+                    noscript { p.note { "Pictures need a script, which this browser does not run; everything else is here." } }
                 }
             }
         }
@@ -251,7 +252,6 @@ impl Report<'_> {
                                 th.n.wide data-key="number" { "Matched" }
                                 th.n data-key="number" { @if self.live.is_some() { "Sent since" } @else { "Stopped" } }
                                 th.n.wide data-key="number" { "of these allowed" }
-                                @if self.live.is_some_and(|live| live.writes()) { th { "Change" } }
                             } }
                             @for (at, event, charge, sentence) in &bans { (self.ban(*at, event, charge, sentence)) }
                         }
@@ -266,11 +266,6 @@ impl Report<'_> {
         let country = self.country(at).unwrap_or_default();
         let allowed = self.tally.allowed_of(charge.client, event.time, sentence.until);
         let span = sentence.until.since(event.time);
-        let columns = if self.live.is_some_and(|live| live.writes()) {
-            "11"
-        } else {
-            "10"
-        };
         html! {
             tbody data-rule=(charge.rule) data-country=(country) {
                 tr {
@@ -288,9 +283,8 @@ impl Report<'_> {
                     td.n.wide data-value=(permille(offense.matched, offense.requests)) { (percent(offense.matched, offense.requests)) }
                     td.n data-value=(event.stopped) { (count(event.stopped)) }
                     td.n.wide data-value=(allowed) { (count(allowed)) }
-                    @if let Some(live) = self.live.filter(|live| live.writes()) { td { (live.unban_form(charge.client.net())) } }
                 }
-                tr.more id={ "ban-" (at) } data-folded { td colspan=(columns) { (self.evidence(at, event, charge, Some((sentence, allowed)))) } }
+                tr.more id={ "ban-" (at) } data-folded { td colspan="10" { (self.evidence(at, event, charge, Some((sentence, allowed)))) } }
             }
         }
     }
@@ -344,6 +338,7 @@ impl Report<'_> {
                     (self.cost_of(event, allowed, found))
                 }
             }
+            @if let (Some(live), Some(_)) = (self.live, ban) { (live.unban_form(charge.client.net())) }
             p.next { (link(charge.client)) ": rule by rule, and its first requests" }
         }
     }
@@ -353,9 +348,10 @@ impl Report<'_> {
             div {
                 h3 { "What the ban costs" }
                 p {
-                    "It stops " (several(event.stopped, "request")) ", " (count(allowed)) " of which WAF allowed. "
-                    @if found.innocent == 0 { "Every allowed one matched the rule." }
-                    @else { (several(found.innocent, "allowed request")) " did not match the rule:" }
+                    @if self.live.is_some() { "Since it began, the client sent " } @else { "It stops " }
+                    (several(event.stopped, "request")) ", " (count(allowed)) " of which WAF allowed. "
+                    @if found.innocent > 0 { (several(found.innocent, "allowed request")) " did not match the rule:" }
+                    @else if allowed > 0 { "Every allowed one matched the rule." }
                 }
                 @if found.innocent > 0 { (samples(&found.innocent_requests, 100)) }
             }
@@ -762,7 +758,7 @@ impl Report<'_> {
                     @if summary.pruned > 0 { ", " (several(summary.pruned, "object")) " left out because of their names' times" }
                     ". Palisade " (env!("CARGO_PKG_VERSION")) "."
                 }
-                p { "Query strings, cookies and headers other than the user agent are never shown; parts of paths that may be secrets are redacted. The same data for programs: " code { "palisade replay --json" } "." }
+                p { "Query strings, cookies and headers other than the user agent are never shown; parts of paths that may be secrets are redacted. The same data for programs: " code { @if self.live.is_some() { "palisade status --json" } @else { "palisade replay --json" } } "." }
             }
         }
     }
@@ -859,6 +855,9 @@ fn describe(rate: &Rates) -> String {
 }
 
 fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 {
+        return "–".to_owned();
+    }
     let percent = part as f64 * 100.0 / whole.max(1) as f64;
     if part > 0 && percent < 0.1 {
         "< 0.1 %".to_owned()

@@ -70,7 +70,7 @@ async function look(one, as, options) {
 
   const bans = page.locator('#ban-rows > tbody');
   const all = await bans.count();
-  if (one.kind !== 'empty') {
+  if (all > 0) {
     // Sorted by a column of numbers, downwards first; then upwards.
     const head = page.locator('#ban-rows thead th', { hasText: /^(Stopped|Sent since)/ });
     const column = await head.evaluate((th) => th.cellIndex);
@@ -126,7 +126,7 @@ async function look(one, as, options) {
 
   // Text from logs is text: no element that we did not write, and nothing of theirs ran.
   const foreign = await page.evaluate(() => {
-    const ours = new Set('HTML HEAD META TITLE LINK STYLE SCRIPT BODY A DIV HEADER FOOTER MAIN NAV SECTION H1 H2 H3 P UL LI DL DT DD I BR SPAN BDI CODE STRONG TABLE THEAD TBODY TR TH TD BUTTON LABEL INPUT SELECT OPTION OUTPUT DETAILS SUMMARY CANVAS FORM'.split(' '));
+    const ours = new Set('HTML HEAD META TITLE LINK STYLE SCRIPT BODY A DIV HEADER FOOTER MAIN NAV SECTION H1 H2 H3 P UL LI DL DT DD I BR SPAN BDI CODE STRONG TABLE THEAD TBODY TR TH TD BUTTON LABEL INPUT SELECT OPTION OUTPUT NOSCRIPT DETAILS SUMMARY CANVAS FORM'.split(' '));
     const all = Array.from(document.querySelectorAll('*'));
     return all.filter((node) => !ours.has(node.tagName) || Array.from(node.attributes).some((attribute) => /^on/i.test(attribute.name)))
       .map((node) => node.outerHTML.slice(0, 200))
