@@ -246,8 +246,8 @@ impl Report<'_> {
                                     th.n data-key="number" { "Left" }
                                 } @else {
                                     th.n.wide data-key="number" { "For" }
+                                    th.n.wide data-key="number" { "Strike" }
                                 }
-                                th.n.wide data-key="number" { "Strike" }
                                 th.n.wide data-key="number" { "Hits" }
                                 th.n.wide data-key="number" { "Matched" }
                                 th.n data-key="number" { @if self.live.is_some() { "Sent since" } @else { "Stopped" } }
@@ -277,14 +277,14 @@ impl Report<'_> {
                         td.n data-value=(sentence.until.0) { (live.left(sentence.until)) }
                     } @else {
                         td.n.wide data-value=(span.0) { (span) }
+                        td.n.wide data-value=(sentence.strike) { (sentence.strike) }
                     }
-                    td.n.wide data-value=(sentence.strike) { (sentence.strike) }
                     td.n.wide data-value=(offense.hits) { (count(offense.hits)) " of " (count(u64::from(charge.limit))) }
                     td.n.wide data-value=(permille(offense.matched, offense.requests)) { (percent(offense.matched, offense.requests)) }
                     td.n data-value=(event.stopped) { (count(event.stopped)) }
                     td.n.wide data-value=(allowed) { (count(allowed)) }
                 }
-                tr.more id={ "ban-" (at) } data-folded { td colspan="10" { (self.evidence(at, event, charge, Some((sentence, allowed)))) } }
+                tr.more id={ "ban-" (at) } data-folded { td colspan=(if self.live.is_some() { 9 } else { 10 }) { (self.evidence(at, event, charge, Some((sentence, allowed)))) } }
             }
         }
     }
@@ -571,6 +571,8 @@ impl Report<'_> {
 
     fn tops(&self, rates: &[Rates]) -> Markup {
         let requests = self.summary.requests;
+        let mut rules: Vec<&Rates> = rates.iter().filter(|rate| rate.matched > 0).collect();
+        rules.sort_by_key(|rate| std::cmp::Reverse(rate.matched));
         html! {
             section aria-labelledby="top" {
                 h2 id="top" { "Most frequent" }
@@ -590,8 +592,6 @@ impl Report<'_> {
                     div {
                         h3 { "Our rules" }
                         (ranking("Our rules", &html! {
-                            @let mut rules: Vec<&Rates> = rates.iter().filter(|rate| rate.matched > 0).collect();
-                            @let _sorted = rules.sort_by_key(|rate| std::cmp::Reverse(rate.matched));
                             @for rate in rules.iter().take(TOP_MAX) {
                                 tbody { tr { th scope="row" { (rate.rule) } td.n { (count(rate.matched)) } td.n { (percent(rate.matched, requests)) } td.n.wide {} } }
                             }
