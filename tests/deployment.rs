@@ -1,8 +1,9 @@
 //! Whole command runs on a deployment: its state in a folder or a bucket, its IP sets in the stand-in.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::process::{Command, Output, Stdio};
 use std::thread::{self, sleep};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -412,6 +413,103 @@ async fn enforcing_fills_real_ip_sets_keeps_what_others_put_there_and_lets_bans_
         told.contains("palisade-v6") && told.contains("deleted, renamed"),
         "{told}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_thousand_offenders_fill_one_set_after_the_other_and_what_does_not_fit_is_told() {
+    const SET: usize = 10_000; // what WAF lets one hold
+    let Some(aws) = StandIn::shared() else { return };
+    let place = Place::new().on(aws);
+    let folder = place.folder.path();
+    let waf = aws_sdk_wafv2::Client::new(&aws.config("us-east-1"));
+    let mut ids = Vec::new();
+    for name in ["many-first", "many-second", "many-alone"] {
+        let create = waf.create_ip_set().name(name).scope(Scope::Regional);
+        let create = create
+            .ip_address_version(IpAddressVersion::Ipv4)
+            .set_addresses(Some(Vec::new()));
+        ids.push((name, create.send().await.unwrap().summary.unwrap().id.unwrap()));
+    }
+    let addresses = async |set: usize| -> BTreeSet<String> {
+        let (name, id) = &ids[set];
+        let get = waf.get_ip_set().name(*name).id(id).scope(Scope::Regional);
+        get.send()
+            .await
+            .unwrap()
+            .ip_set
+            .unwrap()
+            .addresses
+            .into_iter()
+            .collect()
+    };
+    let deploy = |sets: &[usize]| {
+        let sets: Vec<String> = sets
+            .iter()
+            .map(|&set| format!("{{\"name\":\"{}\",\"id\":\"{}\"}}", ids[set].0, ids[set].1))
+            .collect();
+        let text = format!(
+            "{{\"version\":1,\"targets\":[{{\"scope\":\"REGIONAL\",\"region\":\"us-east-1\",\"block\":{{\"v4\":[{}],\"v6\":[]}}}}]}}",
+            sets.join(",")
+        );
+        fs::write(folder.join("state/deployment.json"), text).unwrap();
+    };
+
+    // Every other address, so that no two are one network; the latter half was seen later, and deserves its place more.
+    let client = |n: usize| IpAddr::from((0xc612_0000 + 2 * u32::try_from(n).unwrap()).to_be_bytes());
+    let mut requests = Vec::new();
+    for n in 0..2 * SET {
+        for (uri, second) in [("/.env", 0), ("/.git/config", 1), ("/backup.zip", 2)] {
+            let at_ms = traffic::HOUR_BEGINS_MS + if n < SET { 60_000 } else { 180_000 } + 10_000 * second;
+            let sent = traffic::Sent::new(at_ms, client(n));
+            requests.push(traffic::Sent {
+                uri: uri.into(),
+                ..sent
+            });
+        }
+    }
+    requests.sort_by_key(|sent| sent.timestamp_ms);
+    traffic::deliver(&requests, &folder.join("flood"), 1).unwrap();
+    let half = |from: usize| -> BTreeSet<String> { (from..from + SET).map(|n| format!("{}/32", client(n))).collect() };
+
+    // The brake would hold nearly all of them; this operator has raised it.
+    let mut policy = analyzer::DEFAULT_POLICY.to_owned();
+    for (from, to) in [
+        ("mode = \"observe\"", "mode = \"enforce\""),
+        ("new_bans = 200 ", "new_bans = 50000 "),
+        ("allowed_share = 0.2 ", "allowed_share = 1.0 "),
+    ] {
+        assert!(policy.contains(from), "{from}");
+        policy = policy.replacen(from, to, 1);
+    }
+    fs::write(folder.join("policy.toml"), policy).unwrap();
+    place.told(0, "policy push policy.toml --state state");
+
+    deploy(&[0, 1]);
+    let run = "-q run --state state --logs flood --once --now 2026-11-01T12:05";
+    let told = place.told(0, run);
+    assert!(
+        told.contains("\"new_bans\":20000,") && told.contains("\"added\":20000,"),
+        "it adds all"
+    );
+    assert!(
+        told.contains("\"overflow\":0,") && told.contains("\"room\":0,"),
+        "it is full"
+    );
+    let (first, second) = (addresses(0).await, addresses(1).await);
+    assert_eq!((first.len(), second.len()), (SET, SET));
+    assert!(&first | &second == &half(0) | &half(SET), "each is somewhere");
+
+    assert!(place.told(0, run).contains("\"writes\":0,"), "and stays so");
+
+    deploy(&[2]);
+    let output = place.run(run);
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(out.contains("\"overflow\":10000,"), "{out}");
+    assert!(err.contains("10,000 bans did not fit into the IP sets"), "{err}");
+    assert!(addresses(2).await == half(SET), "those who deserve it most");
 }
 
 fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
