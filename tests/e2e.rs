@@ -41,13 +41,21 @@ pub(crate) struct Deployed<'a> {
     pub(crate) log_bucket: String,
     /// Up to the year.
     pub(crate) log_prefix: &'static str,
-    pub(crate) analyzer: String,
-    pub(crate) updater: String,
+    pub(crate) analyzer: Function,
+    pub(crate) updater: Function,
     pub(crate) schedule: String,
     pub(crate) queue_url: String,
+    /// As which Firehose delivers, where that is somebody.
+    pub(crate) delivers_as: Option<String>,
     pub(crate) dead_letters_url: String,
     /// The names and ids of the sets of the ban rule, for IPv4 and for IPv6.
     pub(crate) block: [(String, String); 2],
+}
+
+/// A Lambda function.
+pub(crate) struct Function {
+    pub(crate) name: String,
+    pub(crate) log_group: String,
 }
 
 /// The loop, with nothing but calls to AWS: what `infra/template.yaml` has to make, in small.
@@ -66,6 +74,7 @@ pub(crate) fn prove_the_loop(deployed: &Deployed) {
     let nobody = BTreeSet::new();
 
     // Somebody observes. The analyzer counts what S3 announces, so that the updater finds everything counted.
+    deployed.set_schedule("DISABLED");
     machine.push_policy("observe");
     let missing = firehose.poison();
     let start_ms = now_ms();
@@ -89,6 +98,7 @@ pub(crate) fn prove_the_loop(deployed: &Deployed) {
     // Convinced, they enforce. The next minute, and not before, the sets hold the attackers and nobody else.
     machine.push_policy("enforce");
     assert_eq!(deployed.banned(), nobody);
+    deployed.set_schedule("ENABLED");
     let enforced = |after: usize| {
         wait_for("the scheduler's next tick", || {
             let ticks = deployed.ticks();
@@ -112,7 +122,7 @@ pub(crate) fn prove_the_loop(deployed: &Deployed) {
     machine.catch_up();
 
     // The scheduler rests. The same again is no work.
-    deployed.stop_the_schedule();
+    deployed.set_schedule("DISABLED");
     let before = (deployed.ledger(), deployed.lock_tokens());
     let repeated = deployed.tick(None);
     assert_eq!(repeated["enforced"], true);
@@ -310,6 +320,13 @@ impl<'a> Firehose<'a> {
         fs::create_dir_all(copy.parent().unwrap()).unwrap();
         fs::write(&copy, bytes).unwrap();
         let key = format!("{}{object}", self.to.log_prefix);
+        if let Some(role) = &self.to.delivers_as {
+            let object = format!("arn:aws:s3:::{}/{key}", self.to.log_bucket);
+            assert!(
+                self.to.api.may(role, "s3:PutObject", &object),
+                "Firehose may not deliver"
+            );
+        }
         let put = json!({"Bucket": self.to.log_bucket, "Key": key, "Body": {"file": copy}});
         self.to.api.ok("s3", "put_object", &put);
     }
@@ -393,7 +410,7 @@ impl Deployed<'_> {
     /// One minute, as if it were `now`: the updater's summary.
     pub(crate) fn tick(&self, now: Option<Minute>) -> Value {
         let order = now.map_or(json!({}), |now| json!({"now": now.to_string()}));
-        let invoke = json!({"FunctionName": self.updater, "Payload": order.to_string()});
+        let invoke = json!({"FunctionName": self.updater.name, "Payload": order.to_string()});
         let answer = self.api.ok("lambda", "invoke", &invoke);
         assert!(answer.get("FunctionError").is_none(), "{answer}");
         let payload: Value = serde_json::from_str(answer["Payload"].as_str().unwrap()).unwrap();
@@ -408,15 +425,18 @@ impl Deployed<'_> {
     }
 
     /// The lines in a function's log that are its own.
-    pub(crate) fn said(&self, function: &str) -> Vec<Value> {
-        let group = json!({"logGroupName": format!("/aws/lambda/{function}")});
+    pub(crate) fn said(&self, function: &Function) -> Vec<Value> {
+        let group = json!({"logGroupName": function.log_group});
         let Ok(found) = self.api.call("logs", "filter_log_events", &group) else {
             return Vec::new(); // there is no group before the first line
         };
         let mut lines = Vec::new();
         for event in found["events"].as_array().unwrap() {
             let message = event["message"].as_str().unwrap();
-            if !["START ", "END ", "REPORT "].iter().any(|own| message.starts_with(own)) {
+            if !["START ", "END ", "REPORT ", "XRAY "]
+                .iter()
+                .any(|own| message.starts_with(own))
+            {
                 lines.push(serde_json::from_str(message).unwrap_or_else(|_| panic!("not JSON: {message}")));
             }
         }
@@ -472,11 +492,11 @@ impl Deployed<'_> {
         self.api.ok("wafv2", "update_ip_set", &update);
     }
 
-    fn stop_the_schedule(&self) {
+    pub(crate) fn set_schedule(&self, state: &str) {
         let mut schedule = self
             .api
             .ok("scheduler", "get_schedule", &json!({"Name": self.schedule}));
-        let mut update = json!({"Name": self.schedule, "State": "DISABLED"});
+        let mut update = json!({"Name": self.schedule, "State": state});
         for member in ["ScheduleExpression", "FlexibleTimeWindow", "Target"] {
             update[member] = schedule[member].take();
         }
@@ -541,12 +561,19 @@ fn deploy_by_hand<'a>(aws: &'a StandIn, region: &'static str, name: &str) -> Dep
             "Role": "arn:aws:iam::111122223333:role/anybody", "Code": {"S3Bucket": code, "S3Key": key},
             "Environment": {"Variables": variables},
         });
-        let created = api.ok("lambda", "create_function", &create);
-        (function, created["FunctionArn"].clone())
+        let arn = api.ok("lambda", "create_function", &create)["FunctionArn"].clone();
+        let log_group = format!("/aws/lambda/{function}");
+        (
+            Function {
+                name: function,
+                log_group,
+            },
+            arn,
+        )
     };
     let (analyzer, _) = function("analyzer");
     let (updater, updater_arn) = function("updater");
-    let one = json!({"FunctionName": updater, "ReservedConcurrentExecutions": 1});
+    let one = json!({"FunctionName": updater.name, "ReservedConcurrentExecutions": 1});
     api.ok("lambda", "put_function_concurrency", &one);
 
     let block = create_sets(&api, name);
@@ -555,7 +582,7 @@ fn deploy_by_hand<'a>(aws: &'a StandIn, region: &'static str, name: &str) -> Dep
     let put = json!({"Bucket": state, "Key": "api/deployment.json", "Body": {"file": file}});
     api.ok("s3", "put_object", &put);
 
-    let source = json!({"FunctionName": analyzer, "EventSourceArn": queue, "BatchSize": 10,
+    let source = json!({"FunctionName": analyzer.name, "EventSourceArn": queue, "BatchSize": 10,
                         "FunctionResponseTypes": ["ReportBatchItemFailures"]});
     api.ok("lambda", "create_event_source_mapping", &source);
     let schedule = format!("{name}-every-minute");
@@ -574,6 +601,7 @@ fn deploy_by_hand<'a>(aws: &'a StandIn, region: &'static str, name: &str) -> Dep
         updater,
         schedule,
         queue_url,
+        delivers_as: None,
         dead_letters_url,
         block,
     }
@@ -653,17 +681,17 @@ fn networks(text: &str) -> BTreeSet<IpNet> {
         .collect()
 }
 
-fn replaced(text: &str, from: &str, to: &str) -> String {
+pub(crate) fn replaced(text: &str, from: &str, to: &str) -> String {
     assert!(text.contains(from), "{from}");
     text.replacen(from, to, 1)
 }
 
-fn now_ms() -> i64 {
+pub(crate) fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     i64::try_from(since.as_millis()).unwrap()
 }
 
-fn wait_for<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
         if let Some(found) = check() {

@@ -13,6 +13,7 @@
 //! - `scenarios`: stories, a file each.
 //! - `serve`: the live page of a deployment.
 //! - `simulation`: the live loop in a hostile world.
+//! - `stack`: the template, deployed where IAM is enforced.
 //! - `store`: what a store promises.
 //! - `tuning`: limits from history, and policies compared.
 
@@ -31,5 +32,6 @@ mod reference;
 mod scenarios;
 mod serve;
 mod simulation;
+mod stack;
 mod store;
 mod tuning;

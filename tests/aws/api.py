@@ -26,8 +26,8 @@ def shown(value):
     return value.read().decode() if hasattr(value, "read") else str(value)
 
 
-def main(endpoint, region, key, secret):
-    session = boto3.Session(key, secret, region_name=region)
+def main(endpoint, region, *key):
+    session = boto3.Session(*key, region_name=region)
     patient = Config(read_timeout=120, retries={"total_max_attempts": 1})
     clients = {}
     for line in sys.stdin:

@@ -19,14 +19,22 @@ pub(crate) struct Api {
 impl Api {
     /// As somebody who may do everything.
     pub(crate) fn new(aws: &StandIn, region: &str) -> Api {
-        Api::with_key(aws, region, "test", "test")
+        Api::with_key(aws, region, &["test", "test"])
     }
 
-    /// As the owner of an access key.
-    pub(crate) fn with_key(aws: &StandIn, region: &str, key: &str, secret: &str) -> Api {
+    /// As a role.
+    pub(crate) fn assuming(&self, aws: &StandIn, region: &str, role_arn: &str) -> Api {
+        let assume = json!({"RoleArn": role_arn, "RoleSessionName": "somebody"});
+        let credentials = &self.ok("sts", "assume_role", &assume)["Credentials"];
+        let key = ["AccessKeyId", "SecretAccessKey", "SessionToken"].map(|part| credentials[part].as_str().unwrap());
+        Api::with_key(aws, region, &key)
+    }
+
+    fn with_key(aws: &StandIn, region: &str, key: &[&str]) -> Api {
         let mut process = Command::new(aws.python())
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/aws/api.py"))
-            .args([&aws.endpoint(), region, key, secret])
+            .args([&aws.endpoint(), region])
+            .args(key)
             .env_clear()
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .stdin(Stdio::piped())
@@ -65,5 +73,12 @@ impl Api {
     pub(crate) fn ok(&self, service: &str, operation: &str, parameters: &Value) -> Value {
         self.call(service, operation, parameters)
             .unwrap_or_else(|error| panic!("{service} {operation} {parameters}: {error:?}"))
+    }
+
+    /// Whether a role's policies allow something.
+    pub(crate) fn may(&self, role_arn: &str, action: &str, resource: &str) -> bool {
+        let simulate = json!({"PolicySourceArn": role_arn, "ActionNames": [action], "ResourceArns": [resource]});
+        let simulated = self.ok("iam", "simulate_principal_policy", &simulate);
+        simulated["EvaluationResults"][0]["EvalDecision"] == "allowed"
     }
 }

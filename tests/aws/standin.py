@@ -1,7 +1,8 @@
 """AWS on this machine, for tests: ministack, with IP sets that obey WAF's rules.
 
 ministack takes any lock token and any address. A test that passes there says little, so the five calls on IP sets are
-replaced here by ones that refuse what WAF refuses. `tests/aws/standin.rs` starts this file, and `tests/aws/strict.rs`
+replaced here by ones that refuse what WAF refuses. `cloudformation` adds what CloudFormation knows of WAF, `permissions` what
+AWS's services do in a role's name. `tests/aws/standin.rs` starts this file, and `tests/aws/strict.rs`
 checks that the rules below are in force: ministack's functions are private, and its next version may move them.
 
 The rules come from the AWS documentation and from reports of users, not from a run against AWS.
@@ -155,7 +156,13 @@ def end_with_the_tests():
 
 
 if __name__ == "__main__":
+    import cloudformation
+    import permissions
     from ministack.app import main
+
+    cloudformation.register()
+    if os.environ.get("AUTH") == "true":
+        permissions.enforce()
 
     threading.Thread(target=end_with_the_tests, daemon=True).start()
     main()

@@ -34,11 +34,24 @@ impl StandIn {
     /// create a name of its own, or a Region of its own.
     pub(crate) fn shared() -> Option<&'static StandIn> {
         static SHARED: OnceLock<Result<StandIn, String>> = OnceLock::new();
+        StandIn::of_this_process(&SHARED, false)
+    }
+
+    /// A second one, in which whoever calls needs the permission to.
+    pub(crate) fn with_permissions() -> Option<&'static StandIn> {
+        static WITH_PERMISSIONS: OnceLock<Result<StandIn, String>> = OnceLock::new();
+        StandIn::of_this_process(&WITH_PERMISSIONS, true)
+    }
+
+    fn of_this_process(
+        cell: &'static OnceLock<Result<StandIn, String>>,
+        permissions: bool,
+    ) -> Option<&'static StandIn> {
         if std::env::var_os(SKIP).is_some_and(|value| value == "1") {
             eprintln!("left out: {SKIP}=1");
             return None;
         }
-        match SHARED.get_or_init(StandIn::start) {
+        match cell.get_or_init(|| StandIn::start(permissions)) {
             Ok(stand_in) => Some(stand_in),
             Err(reason) => panic!("{reason}; {SKIP}=1 leaves out the tests that need the AWS stand-in"),
         }
@@ -72,13 +85,14 @@ impl StandIn {
             .build()
     }
 
-    fn start() -> Result<StandIn, String> {
+    fn start(permissions: bool) -> Result<StandIn, String> {
         let python = install()?;
         // Between our finding a free port and the stand-in's taking it, somebody else can be faster.
-        StandIn::start_on(&python, free_port()).or_else(|_| StandIn::start_on(&python, free_port()))
+        let start = || StandIn::start_on(&python, free_port(), permissions);
+        start().or_else(|_| start())
     }
 
-    fn start_on(python: &Path, port: u16) -> Result<StandIn, String> {
+    fn start_on(python: &Path, port: u16, permissions: bool) -> Result<StandIn, String> {
         let temporary = temporary(port);
         let failed = |reason: String| format!("failed to start the AWS stand-in: {reason}");
         fs::create_dir_all(&temporary).map_err(|error| failed(error.to_string()))?;
@@ -93,6 +107,7 @@ impl StandIn {
             .env("IOT_MTLS_ENABLED", "0") // or it also listens to the world
             .env("MINISTACK_ACCOUNT_ID", "111122223333")
             .env("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{port}")) // for the Lambda functions it runs
+            .env("AUTH", permissions.to_string())
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .stdin(Stdio::piped()) // it ends when this closes
             .stdout(log.try_clone().map_err(|error| failed(error.to_string()))?)

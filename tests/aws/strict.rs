@@ -5,9 +5,10 @@ use aws_sdk_wafv2::error::ProvideErrorMetadata;
 use aws_sdk_wafv2::types::{
     CountAction, IpAddressVersion, IpSetReferenceStatement, Rule, RuleAction, Scope, Statement, VisibilityConfig,
 };
+use serde_json::json;
 use updater::{Family, SetId};
 
-use super::{Console, StandIn, many, networks, unique};
+use super::{Api, Console, StandIn, many, networks, unique};
 
 const REGIONAL: Scope = Scope::Regional;
 
@@ -291,4 +292,88 @@ async fn a_set_that_a_rule_uses_cannot_be_deleted() {
             .into_service_error()
             .is_waf_associated_item_exception()
     );
+}
+
+/// CloudFormation sends a resource's template content when one of its properties changed, and leaves others alone.
+#[test]
+fn a_stacks_update_sends_what_the_template_says_of_what_changed() {
+    let Some(aws) = StandIn::shared() else { return };
+    let api = Api::new(aws, "eu-central-1");
+    let set = |name: &str, description: &str| {
+        json!({"Type": "AWS::WAFv2::IPSet", "Properties": {"Name": name, "Description": description, "Scope": "REGIONAL",
+               "IPAddressVersion": "IPV4", "Addresses": []}})
+    };
+    let names = [unique("stack-quiet"), unique("stack-changed")];
+    let request = |description: &str| {
+        let resources = json!({"Quiet": set(&names[0], "the same"), "Changed": set(&names[1], description)});
+        json!({"StackName": names[0], "TemplateBody": json!({"Resources": resources}).to_string()})
+    };
+    let wait = || loop {
+        let found = api.ok("cloudformation", "describe_stacks", &json!({"StackName": names[0]}));
+        let status = found["Stacks"][0]["StackStatus"].as_str().unwrap().to_owned();
+        if !status.ends_with("IN_PROGRESS") {
+            return status;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    };
+    api.ok("cloudformation", "create_stack", &request("before"));
+    assert_eq!(wait(), "CREATE_COMPLETE");
+    let resources = api.ok(
+        "cloudformation",
+        "describe_stack_resources",
+        &json!({"StackName": names[0]}),
+    );
+    let named = |at: usize| {
+        let found = resources["StackResources"].as_array().unwrap().iter();
+        let id = |resource: &serde_json::Value| resource["PhysicalResourceId"].as_str().unwrap().to_owned();
+        let id = found.map(id).find(|id| id.starts_with(&names[at])).unwrap();
+        let parts: Vec<&str> = id.split('|').collect();
+        json!({"Name": parts[0], "Id": parts[1], "Scope": parts[2]})
+    };
+    for at in [0, 1] {
+        let mut update = named(at);
+        update["LockToken"] = api.ok("wafv2", "get_ip_set", &named(at))["LockToken"].clone();
+        update["Addresses"] = json!(["192.0.2.1/32"]);
+        api.ok("wafv2", "update_ip_set", &update);
+    }
+    api.ok("cloudformation", "update_stack", &request("after"));
+    assert_eq!(wait(), "UPDATE_COMPLETE");
+    let addresses = |at: usize| api.ok("wafv2", "get_ip_set", &named(at))["IPSet"]["Addresses"].clone();
+    assert_eq!((addresses(0), addresses(1)), (json!(["192.0.2.1/32"]), json!([])));
+}
+
+#[test]
+fn logs_go_where_the_name_says_that_they_are_logs() {
+    let Some(aws) = StandIn::shared() else { return };
+    let api = Api::new(aws, "eu-central-1");
+    let acl = "arn:aws:wafv2:eu-central-1:111122223333:regional/webacl/strict/1";
+    let put = |destination: &str| {
+        let configuration = json!({"ResourceArn": acl, "LogDestinationConfigs": [destination]});
+        api.call(
+            "wafv2",
+            "put_logging_configuration",
+            &json!({"LoggingConfiguration": configuration}),
+        )
+    };
+    for destination in [
+        "arn:aws:firehose:eu-central-1:111122223333:deliverystream/api",
+        "arn:aws:s3:::an-api-s-logs",
+    ] {
+        assert_eq!(
+            put(destination).unwrap_err().0,
+            "WAFInvalidParameterException",
+            "{destination}"
+        );
+    }
+    put("arn:aws:firehose:eu-central-1:111122223333:deliverystream/aws-waf-logs-api").unwrap();
+    put("arn:aws:s3:::aws-waf-logs-api").unwrap();
+    let get = json!({"ResourceArn": acl});
+    let found = api.ok("wafv2", "get_logging_configuration", &get);
+    assert_eq!(
+        found["LoggingConfiguration"]["LogDestinationConfigs"],
+        json!(["arn:aws:s3:::aws-waf-logs-api"])
+    );
+    api.ok("wafv2", "delete_logging_configuration", &get);
+    let gone = api.call("wafv2", "get_logging_configuration", &get);
+    assert_eq!(gone.unwrap_err().0, "WAFNonexistentItemException");
 }
