@@ -1,5 +1,6 @@
 //! The one test binary of the workspace: everything that needs more than one crate, or the program itself.
 //!
+//! - `athena`: the engines that count, compared.
 //! - `aws`: what talks to AWS, against a stand-in.
 //! - `book`: every command of the documentation, run.
 //! - `browser`: pages in a real browser.
@@ -19,6 +20,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod athena;
 mod aws;
 mod book;
 mod browser;

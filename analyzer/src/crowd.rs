@@ -9,11 +9,10 @@ use std::fmt;
 
 use foldhash::HashMap;
 use ingest::Request;
-use xxhash_rust::xxh3::xxh3_64;
 
 use crate::client::Client;
 use crate::policy::CrowdLimit;
-use crate::tally::Tally;
+use crate::tally::{Tally, hash as hash_bytes};
 use crate::time::{Minute, Span};
 
 /// How many clients of a minute are in its sample. The number of clients is then known within about 6 %
@@ -58,6 +57,7 @@ impl Trait {
     pub(crate) const ALL: [Trait; 4] = [Trait::Uri, Trait::Ja4, Trait::Country, Trait::UserAgent];
 
     fn of<'r>(self, request: &'r Request<'_>) -> &'r str {
+        // Athena is asked for the same four, `athena::TRAITS`.
         match self {
             Trait::Uri => &request.uri,
             Trait::Ja4 => request.ja4.as_deref().unwrap_or_default(),
@@ -98,13 +98,23 @@ impl Sample {
         if self.0.len() >= SAMPLE_MAX && self.0.last_key_value().is_some_and(|(largest, _)| hash > *largest) {
             return;
         }
-        let mut traits = [0; Trait::ALL.len()];
-        for (slot, which) in traits.iter_mut().zip(Trait::ALL) {
-            let text = which.of(request);
-            *slot = xxh3_64(text.as_bytes());
-            texts.entry(*slot).or_insert_with(|| cut(text).into());
-        }
-        self.add(hash, Sighting { requests: 1, traits });
+        self.sight(client, 1, Trait::ALL.map(|which| which.of(request)), texts);
+    }
+
+    /// Notes that `client` sent so many requests, and what the one with the smallest traits looked like.
+    pub(crate) fn sight(
+        &mut self,
+        client: Client,
+        requests: u64,
+        looks: [&str; Trait::ALL.len()],
+        texts: &mut HashMap<u64, Box<str>>,
+    ) {
+        let traits = looks.map(|text| {
+            let hash = hash_bytes(text.as_bytes());
+            texts.entry(hash).or_insert_with(|| cut(text).into());
+            hash
+        });
+        self.add(hash_of(client), Sighting { requests, traits });
     }
 
     pub(crate) fn merge(&mut self, other: Sample) {
@@ -143,8 +153,8 @@ fn cut(text: &str) -> &str {
 fn hash_of(client: Client) -> u64 {
     let net = client.net();
     match net.network() {
-        std::net::IpAddr::V4(v4) => xxh3_64(&v4.octets()),
-        std::net::IpAddr::V6(v6) => xxh3_64(&v6.octets()),
+        std::net::IpAddr::V4(v4) => hash_bytes(&v4.octets()),
+        std::net::IpAddr::V6(v6) => hash_bytes(&v6.octets()),
     }
 }
 

@@ -6,7 +6,7 @@
 use foldhash::{HashSet, HashSetExt};
 
 use crate::client::Client;
-use crate::policy::{Policy, Rule};
+use crate::policy::{Engine, Policy, Rule};
 use crate::tally::{Cell, Cells, Slot, Tally};
 use crate::time::{Minute, Span};
 
@@ -42,6 +42,8 @@ pub struct View {
     /// No window begins earlier. One that is only half in view is left alone: what it has lost may be the innocent half,
     /// and a client must not become guilty by its good requests getting old.
     pub horizon: Minute,
+    /// The same for the rules that Athena counts for.
+    pub long_horizon: Minute,
     /// Nothing earlier counts. A window may begin before, for what it loses is what a ban has paid for.
     pub slate: Minute,
     /// Nothing from here on counts.
@@ -52,9 +54,19 @@ impl View {
     /// All of time.
     pub const ALL: View = View {
         horizon: Minute(0),
+        long_horizon: Minute(0),
         slate: Minute(0),
         now: Minute(u32::MAX),
     };
+
+    /// As the rules see it that this engine counts for.
+    fn of(self, engine: Engine) -> View {
+        let horizon = match engine {
+            Engine::Scan => self.horizon,
+            Engine::Athena => self.long_horizon,
+        };
+        View { horizon, ..self }
+    }
 
     fn from(self) -> Minute {
         self.horizon.max(self.slate)
@@ -67,7 +79,11 @@ pub fn findings(policy: &Policy, tally: &Tally, client: Client, view: View) -> V
     let Some(cells) = tally.cells(client) else {
         return Vec::new();
     };
-    if cells.of(Slot::REQUESTS, view.from(), view.now).is_empty() {
+    let silent = |engine| {
+        let (slot, view) = (Slot::REQUESTS.counted_by(engine), view.of(engine));
+        cells.of(slot, view.from(), view.now).is_empty()
+    };
+    if silent(Engine::Scan) && silent(Engine::Athena) {
         return Vec::new();
     }
     let rules = policy.rules.iter().enumerate();
@@ -77,9 +93,10 @@ pub fn findings(policy: &Policy, tally: &Tally, client: Client, view: View) -> V
 }
 
 fn finding(rule: &Rule, index: usize, cells: &Cells, view: View) -> Option<Finding> {
-    let slot = Slot::of_rule(index, rule);
+    let view = view.of(rule.engine);
+    let slot = Slot::of_rule(index, rule).counted_by(rule.engine);
     let hits = cells.of(slot, view.from(), view.now);
-    let requests = cells.of(Slot::REQUESTS, view.from(), view.now);
+    let requests = cells.of(Slot::REQUESTS.counted_by(rule.engine), view.from(), view.now);
     let limit = u64::from(rule.limit);
     // One request may show several distinct values, in labels or repeated headers, and is one hit all the same.
     let too_few = |matched: u64| rule.distinct.is_none() && matched < limit;

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use crate::client::Client;
 use crate::crowd::{Crowd, crowd};
-use crate::detect::{Finding, Offense, View, findings, suspect};
+use crate::detect::{Finding, Offense, View, findings};
 use crate::ledger::{Action, Ban, Episode, Ledger, Offender};
 use crate::policy::{Policy, Rule, Then};
 use crate::tally::Tally;
@@ -82,6 +82,7 @@ pub fn judge(policy: &Policy, tally: &Tally, ledger: &Ledger, now: Minute) -> Ju
     next.forget(policy, now);
 
     let horizon_begins = now - policy.horizon();
+    let long_horizon = now - policy.long_horizon().unwrap_or_default();
     let mut candidates: Vec<(Charge, Sentence, &Rule)> = Vec::new();
     let mut spared: Vec<(Charge, String)> = Vec::new();
     let mut alerts: Vec<Charge> = Vec::new();
@@ -100,6 +101,7 @@ pub fn judge(policy: &Policy, tally: &Tally, ledger: &Ledger, now: Minute) -> Ju
             *client,
             View {
                 horizon: horizon_begins,
+                long_horizon,
                 slate,
                 now,
             },
@@ -342,7 +344,8 @@ impl<'a> Case<'a> {
 }
 
 /// Judges a whole history, once per minute of log time, and hands every judgment that had something to say to `each`.
-/// Requests count from the minute after theirs on, as they would have at the earliest.
+/// Requests count from the minute after theirs on, as they would have at the earliest. All of the tally was counted by one
+/// engine, whichever the rules name.
 pub fn judge_history(
     policy: &Policy,
     tally: &Tally,
@@ -352,8 +355,9 @@ pub fn judge_history(
     let Some((first, last)) = tally.period() else {
         return ledger;
     };
+    let policy = &policy.counted_by_one_engine();
     // Nearly everybody is innocent whatever happens; leaving them out is what makes a replay fast.
-    let suspects = tally.with_only(|_, cells| suspect(policy, cells));
+    let suspects = tally.suspects(policy);
     let mut ledger = ledger;
     let mut now = first;
     while now <= last {

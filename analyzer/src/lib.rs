@@ -6,6 +6,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod athena;
 pub mod client;
 mod counter;
 mod crowd;

@@ -25,6 +25,9 @@ pub const RULES_MAX: usize = 1_000;
 /// The most patterns one policy may hold, over all rules.
 pub const PATTERNS_MAX: usize = 10_000;
 
+/// The longest window of a rule that Athena counts for: every hour all of it is scanned again, and paid for.
+pub const ATHENA_WINDOW_MAX: Span = Span(30 * 24 * 60);
+
 /// A checked policy.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
@@ -164,6 +167,8 @@ pub struct Rule {
     pub ladder: Option<Ladder>,
     /// Ban, or only say so.
     pub then: Then,
+    /// Who counts its hits in the live loop.
+    pub engine: Engine,
     /// Its inline tests.
     pub tests: Vec<RuleTest>,
 }
@@ -188,6 +193,16 @@ pub enum Then {
     Ban,
     /// A message; nobody is banned.
     Alert,
+}
+
+/// Who counts for a rule in the live loop. A replay has everything counted by one engine, whichever it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// Palisade itself, as log objects come.
+    Scan,
+    /// Athena, once an hour: for windows whose logs nobody wants to read again every time.
+    Athena,
 }
 
 /// How bad an offense is.
@@ -486,18 +501,35 @@ impl Policy {
         Policy::parse(DEFAULT_POLICY).unwrap_or_else(|error| panic!("the embedded policy is wrong: {error}"))
     }
 
-    /// The longest window of any rule or of the crowd alert.
+    /// The longest window of the crowd alert or of any rule that [`Engine::Scan`] counts for.
     pub fn longest_window(&self) -> Span {
-        let rules = self.rules.iter().map(|rule| rule.window);
+        let rules = self.rules.iter().filter(|rule| rule.engine == Engine::Scan);
         rules
+            .map(|rule| rule.window)
             .chain(self.crowd.map(|crowd| crowd.window))
             .max()
             .unwrap_or(Span::MINUTE)
     }
 
-    /// Longest window + accepted lateness: older requests no longer matter.
+    /// Longest window + accepted lateness: older requests no longer matter, except to rules that Athena counts for.
     pub fn horizon(&self) -> Span {
         Span(self.longest_window().0 + self.lateness.0)
+    }
+
+    /// The same for the rules that [`Engine::Athena`] counts for, if there are any.
+    pub fn long_horizon(&self) -> Option<Span> {
+        let rules = self.rules.iter().filter(|rule| rule.engine == Engine::Athena);
+        let longest = rules.map(|rule| rule.window).max()?;
+        Some(Span(longest.0 + self.lateness.0))
+    }
+
+    /// The same policy for a tally that one engine counted for all rules, as in a replay.
+    pub fn counted_by_one_engine(&self) -> Policy {
+        let mut policy = self.clone();
+        for rule in &mut policy.rules {
+            rule.engine = Engine::Scan;
+        }
+        policy
     }
 
     /// Why `client` may never be banned, or `None`.
@@ -544,7 +576,8 @@ impl Policy {
     /// Identifies what a tally counted: it changes with `[client]`, `[ours]` and what rules match, and not with limits,
     /// windows or bans, which apply to hits already counted. 32 hexadecimal digits.
     pub fn fingerprint(&self) -> String {
-        let mut text = String::new();
+        // The name of the hash that distinct values and samples are kept as.
+        let mut text = String::from("xxh64");
         let _ = write!(text, "{:?}{:?}", self.client, self.ours);
         for rule in &self.rules {
             let _ = write!(text, "{:?}", (&rule.name, &rule.matches, &rule.unless, &rule.distinct));
@@ -792,8 +825,14 @@ struct TypedRule {
     ban: Option<Vec<TypedStep>>,
     #[serde(default = "ban")]
     then: Then,
+    #[serde(default = "scan")]
+    engine: Engine,
     #[serde(default)]
     test: Vec<RuleTest>,
+}
+
+fn scan() -> Engine {
+    Engine::Scan
 }
 
 fn medium() -> Severity {
@@ -946,11 +985,11 @@ impl Typed {
             rules,
         };
         // An offender that is forgotten while the burst it was banned for is still in view would be banned for it again.
-        if policy.forget_after < policy.horizon() {
+        let horizon = policy.long_horizon().unwrap_or_default().max(policy.horizon());
+        if policy.forget_after < horizon {
             return Err(format!(
-                "`[ban]`: `forget_after = \"{}\"` is shorter than the horizon of {} (longest window + `lateness`)",
+                "`[ban]`: `forget_after = \"{}\"` is shorter than the horizon of {horizon} (longest window + `lateness`)",
                 policy.forget_after,
-                policy.horizon()
             ));
         }
         Ok(policy)
@@ -994,6 +1033,12 @@ impl TypedRule {
                 "rule `{name}`: `share` is between 0 and 1, for example 0.5 for half of the client's requests"
             ));
         }
+        if self.engine == Engine::Athena && self.window > ATHENA_WINDOW_MAX {
+            return Err(format!(
+                "rule `{name}`: `window = \"{}\"` is longer than the {ATHENA_WINDOW_MAX} that Athena is asked to look back",
+                self.window
+            ));
+        }
         let ladder = self
             .ban
             .map(|steps| ladder(steps, &format!("rule `{name}`")))
@@ -1030,6 +1075,7 @@ impl TypedRule {
             severity: self.severity,
             ladder,
             then: self.then,
+            engine: self.engine,
             tests: self.test,
         })
     }

@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 
 use foldhash::{HashMap, HashSet};
 use ingest::Request;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh64::xxh64;
 
 use crate::client::Client;
 use crate::counter::Counter;
 use crate::crowd::{SAMPLE_MAX, Sample, Trait};
-use crate::policy::{Policy, Rule};
+use crate::detect::suspect;
+use crate::policy::{Engine, Policy, Rule};
 use crate::time::Minute;
 
 /// The most distinct values kept per client, rule and minute, and so the highest limit of a `distinct` rule.
@@ -40,6 +41,24 @@ impl Slot {
             Slot(3 + index as u16)
         }
     }
+
+    /// The same as `engine` counted it for the live loop. What Athena counted has slots of its own, because the requests of
+    /// the last minutes are also in the tallies of their objects.
+    pub(crate) fn counted_by(self, engine: Engine) -> Slot {
+        match engine {
+            Engine::Scan => self,
+            Engine::Athena => Slot(ATHENA_SLOTS | self.0),
+        }
+    }
+}
+
+/// From here on slots are Athena's; far behind the last rule's.
+const ATHENA_SLOTS: u16 = 0x8000;
+
+/// What is kept of a text. XXH64 because its values never change, and because Athena and Trino have it too (`xxhash64`), so
+/// that either engine keeps the same smallest hashes.
+pub(crate) fn hash(text: &[u8]) -> u64 {
+    xxh64(text, 0)
 }
 
 /// How many hits a client had in one minute.
@@ -70,7 +89,7 @@ pub struct Cells {
 }
 
 impl Cells {
-    fn add(&mut self, slot: Slot, minute: Minute, hits: u32) {
+    pub(crate) fn add(&mut self, slot: Slot, minute: Minute, hits: u32) {
         match self
             .cells
             .binary_search_by_key(&(slot, minute), |cell| (cell.slot, cell.minute))
@@ -80,7 +99,7 @@ impl Cells {
         }
     }
 
-    fn add_value(&mut self, value: Value) {
+    pub(crate) fn add_value(&mut self, value: Value) {
         let Err(at) = self.values.binary_search(&value) else {
             return;
         };
@@ -210,6 +229,8 @@ pub struct Tally {
     pub(crate) texts: HashMap<u64, Box<str>>,
     /// Requests without a client: the trusted hop of the forwarded header held no address.
     pub unattributed: u64,
+    /// The first and the last minute of requests by clients that are left out.
+    pub(crate) left_out: Option<(Minute, Minute)>,
 }
 
 impl Tally {
@@ -258,7 +279,7 @@ impl Tally {
                     cells.add_value(Value {
                         slot,
                         minute,
-                        hash: xxh3_64(value.as_bytes()),
+                        hash: hash(value.as_bytes()),
                     });
                     false
                 });
@@ -283,9 +304,10 @@ impl Tally {
     /// Adds what `other` counted under the same policy.
     pub fn merge(&mut self, other: Tally) {
         if self.clients.is_empty() && self.minutes.is_empty() {
-            let unattributed = self.unattributed;
+            let (unattributed, left_out) = (self.unattributed, self.left_out);
             *self = other;
             self.unattributed += unattributed;
+            self.left_out = both(self.left_out, left_out);
             return;
         }
         for (client, cells) in other.clients {
@@ -305,6 +327,45 @@ impl Tally {
         self.texts.extend(other.texts);
         self.forget_texts();
         self.unattributed += other.unattributed;
+        self.left_out = both(self.left_out, other.left_out);
+    }
+
+    /// Compares two tallies of the same requests, cell by cell.
+    ///
+    /// # Errors
+    /// The first difference. Texts of traits that no sample refers to make none.
+    pub fn differs(&self, other: &Tally) -> Result<(), String> {
+        let cells = |tally: &Tally| -> BTreeMap<Client, Cells> {
+            tally
+                .clients
+                .iter()
+                .map(|(client, cells)| (*client, cells.clone()))
+                .collect()
+        };
+        let (ours, theirs) = (cells(self), cells(other));
+        for client in ours.keys().chain(theirs.keys()) {
+            let (ours, theirs) = (ours.get(client), theirs.get(client));
+            if ours != theirs {
+                return Err(format!("{client}: {ours:?} and {theirs:?}"));
+            }
+        }
+        for minute in self.minutes.keys().chain(other.minutes.keys()) {
+            let (ours, theirs) = (self.minutes.get(minute), other.minutes.get(minute));
+            if ours != theirs {
+                return Err(format!("{minute}: {ours:?} and {theirs:?}"));
+            }
+            for text in ours.iter().flat_map(|totals| totals.sample.texts()) {
+                let (ours, theirs) = (self.texts.get(&text), other.texts.get(&text));
+                if ours != theirs {
+                    return Err(format!("{text:016x}: {ours:?} and {theirs:?}"));
+                }
+            }
+        }
+        if self.unattributed != other.unattributed || self.period() != other.period() {
+            let of = |tally: &Tally| (tally.unattributed, tally.period());
+            return Err(format!("{:?} and {:?}", of(self), of(other)));
+        }
+        Ok(())
     }
 
     /// How many clients were counted.
@@ -335,7 +396,7 @@ impl Tally {
                 .flat_map(|cells| cells.all())
                 .map(|cell| cell.minute)
         };
-        Some((minutes().min()?, minutes().max()?))
+        both(minutes().min().zip(minutes().max()), self.left_out)
     }
 
     /// The last minute in which anybody's request counted.
@@ -373,6 +434,11 @@ impl Tally {
         })
     }
 
+    /// The same tally without the clients that no rule of `policy` could ever accuse. Leaving them out changes no judgment.
+    pub fn suspects(&self, policy: &Policy) -> Tally {
+        self.with_only(|_, cells| suspect(policy, cells))
+    }
+
     /// The same tally without the clients that `keep` refuses; what everybody did stays.
     pub fn with_only(&self, keep: impl Fn(Client, &Cells) -> bool) -> Tally {
         let clients: HashMap<Client, Cells> = self
@@ -386,7 +452,16 @@ impl Tally {
             minutes: self.minutes.clone(),
             texts: self.texts.clone(),
             unattributed: self.unattributed,
+            left_out: self.period(),
         }
+    }
+}
+
+/// The period that spans two.
+fn both(one: Option<(Minute, Minute)>, other: Option<(Minute, Minute)>) -> Option<(Minute, Minute)> {
+    match (one, other) {
+        (Some((a, b)), Some((c, d))) => Some((a.min(c), b.max(d))),
+        _ => one.or(other),
     }
 }
 

@@ -19,6 +19,8 @@ import threading
 from ministack.core import responses
 from ministack.services import waf
 
+import standin_athena
+
 ADDRESSES_MAX = 10_000
 PAGE_MAX = 100
 
@@ -146,6 +148,9 @@ STRICT = {
 original = {name: getattr(waf, name) for name in STRICT}
 for name, call in STRICT.items():
     setattr(waf, name, strict(call))
+
+
+standin_athena.install()
 
 
 def end_with_the_tests():
