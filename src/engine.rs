@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Instant;
 
 use analyzer::judge::judge;
+use analyzer::policy::ATHENA_PAUSE_MAX;
 use analyzer::stored::{FormatError, ObjectTally};
 use analyzer::{Action, Judgment, Ledger, Minute, Policy, PolicyError, Tally};
 use chrono::{DateTime, Utc};
@@ -56,7 +57,15 @@ pub struct Engine<S, L> {
 struct Seen {
     fingerprint: String,
     hours: BTreeMap<String, Hour>,
+    /// What Athena counted for rules with long windows: its key and version, until when, and the counts.
+    long: Option<Long>,
     all: Tally,
+}
+
+struct Long {
+    place: (String, Version),
+    until: Minute,
+    tally: Tally,
 }
 
 #[derive(Default)]
@@ -523,6 +532,7 @@ impl<S: Store, L: Logs> Engine<S, L> {
                 }
             }
         }
+        self.take_in_long(policy, now, summary).await?;
         summary.milliseconds.tallies = watch.lap();
         summary.tallies = self.seen.hours.values().map(|hour| hour.keys.len()).sum();
         summary.lag_seconds = self
@@ -530,6 +540,38 @@ impl<S: Store, L: Logs> Engine<S, L> {
             .all
             .newest()
             .map(|newest| now.epoch_seconds() - newest.epoch_seconds() - 60);
+        Ok(())
+    }
+
+    /// Takes in what Athena counted for the rules that name it, if it is another tally than the one before.
+    async fn take_in_long(&mut self, policy: &Policy, now: Minute, summary: &mut Summary) -> Result<(), TickError> {
+        let Some(key) = long_tally_key(policy) else {
+            self.seen.take_long(None);
+            return Ok(());
+        };
+        match self.store.get(&key).await? {
+            None => self.seen.take_long(None),
+            Some((bytes, version)) => {
+                let place = (key, version);
+                if self.seen.long.as_ref().is_none_or(|long| long.place != place) {
+                    match ObjectTally::from_bytes(&bytes) {
+                        Ok(counted) => self.seen.take_long(Some(Long {
+                            place,
+                            until: Minute::of_ms(counted.newest_ms.unwrap_or_default()),
+                            tally: counted.tally,
+                        })),
+                        Err(error) => summary.problems.push(format!("`{}`: {error}", place.0)),
+                    }
+                }
+            }
+        }
+        let until = self.seen.long.as_ref().map(|long| long.until);
+        if until.is_none_or(|until| now.since(until) > ATHENA_PAUSE_MAX) {
+            let since = until.map_or_else(|| "not yet".to_owned(), |until| format!("last for {until}"));
+            summary.problems.push(format!(
+                "rules with `engine = \"athena\"` accuse nobody new: Athena counted {since}; its schedule, or `palisade athena count`, should every hour"
+            ));
+        }
         Ok(())
     }
 
@@ -602,12 +644,35 @@ impl Seen {
         let before = self.hours.len();
         self.hours.retain(|hour, _| hours.contains(hour));
         if self.hours.len() < before {
-            self.all = Tally::default();
-            for hour in self.hours.values() {
-                self.all.merge(hour.tally.clone());
-            }
+            self.add_up();
         }
     }
+
+    /// Takes what Athena counted instead of what it counted before. Its slots are its own, so that adding it to the tallies
+    /// of objects counts nothing twice.
+    fn take_long(&mut self, long: Option<Long>) {
+        if self.long.is_some() || long.is_some() {
+            self.long = long;
+            self.add_up();
+        }
+    }
+
+    fn add_up(&mut self) {
+        self.all = Tally::default();
+        for hour in self.hours.values() {
+            self.all.merge(hour.tally.clone());
+        }
+        if let Some(long) = &self.long {
+            self.all.merge(long.tally.clone());
+        }
+    }
+}
+
+/// The key of what Athena counted for the rules of `policy` that name it, if any do. It replaces what was there before, and
+/// is of no use to a policy that counts something else or looks back further.
+pub fn long_tally_key(policy: &Policy) -> Option<String> {
+    let horizon = policy.long_horizon()?;
+    Some(format!("tallies/athena/{}-{}", policy.fingerprint(), horizon.0))
 }
 
 /// The key of an object's tally: derived from the object's identity, so that a second delivery overwrites itself.

@@ -5,6 +5,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod athena;
 pub mod cli;
 pub mod decide;
 pub mod enforce;

@@ -485,6 +485,7 @@ fn charge_of(policy: &Policy, tally: &Tally, client: Client, ban: &Ban) -> Charg
     let index = policy.rules.iter().position(|rule| rule.name == ban.rule);
     let view = View {
         horizon: ban.from - policy.horizon(),
+        long_horizon: ban.from - policy.long_horizon().unwrap_or_default(),
         slate: Minute(0),
         now: ban.from,
     };

@@ -43,7 +43,7 @@ fn many(family: Family, count: u32) -> Vec<IpNet> {
 }
 
 /// A name that nothing else in this process has.
-fn unique(name: &str) -> String {
+pub(crate) fn unique(name: &str) -> String {
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
     format!("{name}-{}", NUMBER.fetch_add(1, Ordering::Relaxed))
 }

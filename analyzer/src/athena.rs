@@ -1096,3 +1096,211 @@ fn read_looks(detail: &str) -> Option<[String; Trait::ALL.len()]> {
     }
     looks.try_into().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use ingest::object_key;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOON_MS: i64 = 1_793_534_400_000; // 2026-11-01 12:00:00
+
+    fn table(layout: Layout) -> Table {
+        Table {
+            database: "palisade".into(),
+            name: "waf_logs".into(),
+            location: "s3://aws-waf-logs-x/waf/".into(),
+            layout,
+        }
+    }
+
+    #[test]
+    fn no_more_partitions_are_named_than_may_hold_the_period() {
+        let minutes = |from: i64, to: i64| Period {
+            from_ms: NOON_MS + from * 60_000,
+            to_ms: NOON_MS + to * 60_000,
+        };
+        for (layout, period, first, last, count) in [
+            (Layout::Firehose, minutes(0, 60), "2026/11/01/11", "2026/11/01/13", 3),
+            (Layout::Firehose, minutes(15, 30), "2026/11/01/12", "2026/11/01/13", 2),
+            (
+                Layout::Direct,
+                minutes(0, 60),
+                "2026/11/01/11/40",
+                "2026/11/01/13/55",
+                28,
+            ),
+            (
+                Layout::Direct,
+                minutes(1, 2),
+                "2026/11/01/11/45",
+                "2026/11/01/13/00",
+                16,
+            ),
+            (
+                Layout::Firehose,
+                minutes(-30 * 1440, 0),
+                "2026/10/02/11",
+                "2026/11/01/12",
+                722,
+            ),
+        ] {
+            assert_eq!(layout.partitions(period), (first.to_owned(), last.to_owned(), count));
+            // The folders on either side are those whose objects the scan would leave out.
+            let holds = |folder: &str, name: &str| {
+                let key = format!("AWSLogs/1/WAFLogs/us-east-1/api/{folder}/{name}");
+                let to_s = period.to_ms.div_euclid(1000);
+                object_key::parse(&key).may_hold(Some(period.from_ms.div_euclid(1000)), Some(to_s))
+            };
+            if layout == Layout::Direct {
+                assert!(holds(first, "x") && holds(last, "x"), "{first} {last}");
+                let parse = |text: &str| {
+                    chrono::NaiveDateTime::parse_from_str(text, layout.format())
+                        .unwrap()
+                        .and_utc()
+                };
+                let before = layout.folder(parse(first).timestamp() - 300);
+                let after = layout.folder(parse(last).timestamp() + 300);
+                assert!(!holds(&before, "x") && !holds(&after, "x"), "{before} {after}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_definition_takes_no_place_or_name_that_could_say_more() {
+        let since = Minute::of_ms(NOON_MS + 7 * 60_000);
+        for dialect in [Dialect::Athena, Dialect::Trino] {
+            for location in [
+                "s3://b/'x/",
+                "s3://b/${y}/",
+                "s3://b/x",
+                "b/x/",
+                "s3://b/\n/",
+                "s3://b\"/",
+            ] {
+                let table = Table {
+                    location: location.into(),
+                    ..table(Layout::Firehose)
+                };
+                assert!(ddl(&table, since, dialect).is_err(), "{location}");
+            }
+            for name in ["", "x`y", "x y", "X", "x'"] {
+                let table = Table {
+                    name: name.into(),
+                    ..table(Layout::Firehose)
+                };
+                assert!(ddl(&table, since, dialect).is_err(), "{name}");
+            }
+        }
+        // Steps are counted from the beginning, so it is one at which a folder begins.
+        assert!(
+            ddl(&table(Layout::Direct), since, Dialect::Athena)
+                .unwrap()
+                .contains("'2026/11/01/12/05,NOW'")
+        );
+        assert!(
+            ddl(&table(Layout::Firehose), since, Dialect::Athena)
+                .unwrap()
+                .contains("'2026/11/01/12,NOW'")
+        );
+    }
+
+    #[test]
+    fn a_row_that_no_query_of_ours_gives_is_refused() {
+        let policy = Policy::default_policy();
+        let good = Row {
+            client: Some("192.0.2.1".into()),
+            rule: "(requests)".into(),
+            minute: Some(29_892_240),
+            hits: 3,
+            detail: None,
+        };
+        assert!(Counts::of(&policy, Rules::All, [good.clone()]).is_ok());
+        for strange in [
+            Row {
+                client: Some("somebody".into()),
+                ..good.clone()
+            },
+            Row {
+                rule: "no-such-rule".into(),
+                ..good.clone()
+            },
+            Row {
+                minute: None,
+                ..good.clone()
+            },
+            Row {
+                minute: Some(-1),
+                ..good.clone()
+            },
+            Row {
+                hits: -3,
+                ..good.clone()
+            },
+            Row {
+                client: None,
+                rule: "login-brute-force".into(),
+                ..good.clone()
+            },
+            Row {
+                detail: Some("0123".into()),
+                ..good.clone()
+            },
+            Row {
+                detail: Some("zzzzzzzzzzzzzzzz".into()),
+                ..good.clone()
+            },
+            Row {
+                rule: "(sample)".into(),
+                detail: Some("00,00".into()),
+                ..good.clone()
+            },
+        ] {
+            assert!(
+                Counts::of(&policy, Rules::All, [strange.clone()]).is_err(),
+                "{strange:?}"
+            );
+        }
+    }
+
+    /// The query without its strings. Fails where a string does not end.
+    fn skeleton(sql: &str) -> String {
+        let mut rest = sql;
+        let mut bare = String::new();
+        while let Some((before, string)) = rest.split_once('\'') {
+            bare.push_str(before);
+            let mut at = 0;
+            loop {
+                at += string[at..].find('\'').expect("every string ends") + 1;
+                if !string[at..].starts_with('\'') {
+                    break;
+                }
+                at += 1;
+            }
+            bare.push('?');
+            rest = &string[at..];
+        }
+        bare + rest
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_text_stays_text(texts in proptest::collection::vec("(INJECTED|[\\x00-\\x1f'\"`;\\\\%_!*-]|--|/\\*|\\$\\{|é|🦀|U&){0,8}", 4)) {
+            // TOML's strings are JSON's, but for DEL.
+            let toml = |text: &str| serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f");
+            let policy = format!(
+                "[client]\nip = {{ header = {}, trusted_hops = 1 }}\n[ours]\nwaf_rule = [{}]\n[[rule]]\nname = \"x\"\nwhy = {}\nlimit = 1\nwindow = \"5m\"\n\
+                 match = {{ uri = [{}, \"a\"], {} = \"*\" }}\nunless = {{ label = {} }}\ndistinct = {}\n",
+                toml(&texts[0]), toml(&texts[1]), toml(&format!("why {}", texts[2])), toml(&texts[2]),
+                toml(&format!("header.x{}", texts[3])), toml(&texts[3]), toml(&format!("header.y{}", texts[1])),
+            );
+            let policy = Policy::parse(&policy).unwrap();
+            let period = Period { from_ms: NOON_MS, to_ms: NOON_MS + 60_000 };
+            let sql = sql(&policy, Rules::All, &table(Layout::Firehose), period).unwrap();
+            let bare = skeleton(&sql);
+            prop_assert!(!bare.contains("INJECTED") && !bare.contains("injected"), "{}", sql);
+            prop_assert!(bare.chars().all(|c| c == '\n' || !c.is_control()), "{}", sql);
+        }
+    }
+}

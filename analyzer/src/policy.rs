@@ -28,6 +28,9 @@ pub const PATTERNS_MAX: usize = 10_000;
 /// The longest window of a rule that Athena counts for: every hour all of it is scanned again, and paid for.
 pub const ATHENA_WINDOW_MAX: Span = Span(30 * 24 * 60);
 
+/// How long after one count by Athena the next may come without a hit being missed: it is made every hour, and one may fail.
+pub const ATHENA_PAUSE_MAX: Span = Span(3 * 60);
+
 /// A checked policy.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
@@ -516,11 +519,12 @@ impl Policy {
         Span(self.longest_window().0 + self.lateness.0)
     }
 
-    /// The same for the rules that [`Engine::Athena`] counts for, if there are any.
+    /// The same for the rules that [`Engine::Athena`] counts for, if there are any. Their hits are seen up to
+    /// [`ATHENA_PAUSE_MAX`] later than others, and only windows that lie wholly inside the horizon are looked at.
     pub fn long_horizon(&self) -> Option<Span> {
         let rules = self.rules.iter().filter(|rule| rule.engine == Engine::Athena);
         let longest = rules.map(|rule| rule.window).max()?;
-        Some(Span(longest.0 + self.lateness.0))
+        Some(Span(longest.0 + self.lateness.0 + ATHENA_PAUSE_MAX.0))
     }
 
     /// The same policy for a tally that one engine counted for all rules, as in a replay.

@@ -1,5 +1,6 @@
 //! The command line: what was typed, which command it means, and how it ends.
 
+mod athena;
 mod check;
 mod demo;
 mod deployment;
@@ -91,6 +92,8 @@ enum Command {
     Drill(drill::DrillArgs),
     /// A page of the deployment on this machine: bans in force, IP sets, runs, brake, and what clients did
     Serve(serve::ServeArgs),
+    /// The table and the query that count the same thing in Athena, or in a Trino of your own
+    Athena(athena::AthenaCommand),
     /// Print a completion script for a shell
     Completions(generate::CompletionsArgs),
     /// Print the manual page
@@ -295,6 +298,7 @@ pub fn main() -> ExitCode {
         Command::Allow(args) => deployment::allow(args),
         Command::Drill(args) => drill::run(args, &printer),
         Command::Serve(args) => serve::run(args, &printer),
+        Command::Athena(command) => athena::run(command, &printer),
         Command::Completions(args) => generate::completions(args, Cli::command()),
         Command::Man => generate::man(&Cli::command()),
     };

@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use analyzer::judge::{Charge, Sentence};
 use analyzer::{Crowd, Policy, Tally, Verdict};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
+use super::athena::{AskArgs, ByAthena};
 use super::exit::{Exit, Failure};
 use super::html::{Judged, Page, arguments};
 use super::output::{HEADING, Printer, count, several, short, stdout, table, write_table};
@@ -28,14 +29,36 @@ pub(super) struct ReplayArgs {
     #[arg(long)]
     json: bool,
     /// Also write a page to look at: one file that needs no network
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "engine")]
     html: Option<PathBuf>,
+    /// Who counts: palisade reads every object, Athena answers a query over one bucket
+    #[arg(long, value_name = "NAME")]
+    engine: Option<Engine>,
+    #[command(flatten, next_help_heading = "With --engine athena")]
+    ask: AskArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Engine {
+    Scan,
+    Athena,
 }
 
 pub(super) fn run(args: &ReplayArgs, printer: &Printer) -> Result<Exit, Failure> {
     let began = Instant::now();
     let policy = args.policy.load()?;
     let period = args.logs.period()?;
+    if args.engine == Some(Engine::Athena) {
+        let by_athena = ByAthena {
+            policy: &policy,
+            ask: &args.ask,
+            paths: &args.logs.paths,
+            from_ms: period.from_ms,
+            to_ms: period.to_ms,
+            json: args.json,
+        };
+        return by_athena.run(printer);
+    }
     let mut inputs = args.logs.inputs(&period, printer)?;
     let page = args
         .html

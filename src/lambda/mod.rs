@@ -90,6 +90,9 @@ pub struct Setup {
     /// The SNS topic that hears of new bans, and whether it hears addresses: `PALISADE_TOPIC`, and `show` or `hide` in
     /// `PALISADE_NOTICE_ADDRESSES`. Only the updater needs it.
     pub topic: Option<(String, bool)>,
+    /// Athena's workgroup and the table of the logs: `PALISADE_WORKGROUP` and `PALISADE_TABLE`, like `database.table`. Only
+    /// the updater needs it, when it is asked to count by Athena.
+    pub athena: Option<(String, (String, String))>,
     /// The function's name, by which its metrics are told from those of other deployments.
     pub function: String,
 }
@@ -128,16 +131,30 @@ impl Setup {
                 ));
             }
         };
+        let athena = match (variable("PALISADE_WORKGROUP"), variable("PALISADE_TABLE")) {
+            (None, None) => None,
+            (Some(workgroup), Some(table)) => {
+                let (database, name) = table
+                    .split_once('.')
+                    .ok_or_else(|| format!("`PALISADE_TABLE` is `{table}`; it is a table like `database.table`"))?;
+                Some((workgroup, (database.to_owned(), name.to_owned())))
+            }
+            _ => return Err("set both `PALISADE_WORKGROUP` and `PALISADE_TABLE`, or neither".into()),
+        };
         Ok(Setup {
             state: place("PALISADE_STATE")?,
             logs: place("PALISADE_LOGS")?,
             dead_letters,
             deployment: deployment.transpose()?,
             topic: variable("PALISADE_TOPIC").map(|topic| (topic, addresses)),
+            athena,
             function: variable("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_else(|| "palisade".into()),
         })
     }
 }
+
+/// How long it may take to cancel what was waited for, and to say so.
+const GIVING_UP: Duration = Duration::from_secs(10);
 
 /// When an invocation began and when Lambda will end it.
 #[derive(Debug, Clone, Copy)]
@@ -153,6 +170,12 @@ impl Time {
     fn is_left(&self) -> bool {
         let all = self.deadline.duration_since(self.began).unwrap_or_default();
         self.elapsed() < all * 2 / 3
+    }
+
+    /// How long until what waits for others must give up: what is left, but for the time to say so.
+    fn patience(&self) -> Duration {
+        let all = self.deadline.duration_since(self.began).unwrap_or_default();
+        all.saturating_sub(self.elapsed()).saturating_sub(GIVING_UP)
     }
 
     fn elapsed(&self) -> Duration {

@@ -3,6 +3,7 @@
 //! A process stays warm between invocations and remembers the tallies it has read. Nothing depends on that: see
 //! [`crate::engine`].
 
+use ::analyzer::athena::{Layout, Table};
 use ::analyzer::policy::Mode;
 use ::analyzer::{Minute, Verdict};
 use chrono::DateTime;
@@ -13,6 +14,7 @@ use tokio::sync::Mutex;
 use super::emf::{Metric, Unit, embed};
 use super::notice::{Notice, notice};
 use super::{Function, Setup, Time, say};
+use crate::athena::{Athena, dollars};
 use crate::enforce::{Enforcer, Wanted, keep};
 use crate::engine::{Engine, Outcome, Run, TickError, Ticked, chain};
 use crate::place::{Aws, LogPlace, State};
@@ -26,6 +28,8 @@ const PROBLEMS_MAX: usize = 20;
 pub struct Updater {
     warm: Mutex<(Engine<State, LogPlace>, Enforcer)>,
     topic: Option<Topic>,
+    /// Whom to ask for counts over long windows, and about which table.
+    athena: Option<(Athena, Table)>,
     function: String,
 }
 
@@ -55,7 +59,22 @@ impl Function for Updater {
                 addresses,
             }),
         };
+        let athena = match setup.athena {
+            None => None,
+            Some((workgroup, (database, name))) => {
+                let location = setup.logs.to_string();
+                let layout = Layout::of_prefix(&location);
+                let table = Table {
+                    database,
+                    name,
+                    location,
+                    layout,
+                };
+                Some((Athena::new(aws.config().await, workgroup, None), table))
+            }
+        };
         Ok(Updater {
+            athena,
             warm: Mutex::new((Engine::new(state, logs), Enforcer::new(aws))),
             topic,
             function: setup.function,
@@ -65,6 +84,7 @@ impl Function for Updater {
     async fn invoke(&self, event: Value, time: Time) -> Result<Value, String> {
         let order = Order::of(&event, time);
         let updated = match &order {
+            Ok(order) if order.count => self.count(order.now, time).await.map_err(|why| (why, false)),
             Ok(order) => self.update(order, time).await,
             Err(why) => Err((why.clone(), false)),
         };
@@ -153,6 +173,39 @@ impl Updater {
     }
 }
 
+impl Updater {
+    /// Has Athena count what the rules with long windows look at. The judging goes on meanwhile, in another process, and
+    /// takes the counts when they are there.
+    async fn count(&self, now: Minute, time: Time) -> Result<Value, String> {
+        let (athena, table) = self
+            .athena
+            .as_ref()
+            .ok_or("`PALISADE_WORKGROUP` and `PALISADE_TABLE` are not set, so there is no Athena to ask")?;
+        let warm = self.warm.lock().await;
+        let (policy, _) = warm.0.policy_in_use().await.map_err(|error| chain(&error))?;
+        let stop = async {
+            tokio::time::sleep(time.patience()).await;
+            "the function's time is over"
+        };
+        let counted = athena.count_long(&warm.0.store, &policy, table, now, stop).await;
+        let counted = counted.map_err(|error| match error.hint() {
+            Some(hint) => format!("{}: {hint}", chain(&error)),
+            None => chain(&error),
+        })?;
+        let mut line = Map::from_iter([("type".to_owned(), json!("counted"))]);
+        let mut metrics = Vec::new();
+        if let Some(long) = counted {
+            line.insert("requests".into(), json!(long.requests));
+            line.insert("suspects".into(), json!(long.suspects));
+            line.insert("query".into(), json!(long.id));
+            line.insert("dollars".into(), json!(dollars(long.scanned_bytes)));
+            metrics.push(Metric::count("athena_scanned_bytes", long.scanned_bytes));
+        }
+        say(&embed(line.clone(), &metrics, &self.function, time.began_ms()));
+        Ok(Value::Object(line))
+    }
+}
+
 impl Topic {
     /// Tells people what is new, once: a verdict is new in one minute only. Why they do not know is a failure like others.
     async fn tell(&self, ticked: &Ticked, now: Minute, function: &str) -> Result<(), String> {
@@ -178,6 +231,8 @@ impl Topic {
 struct Order {
     now: Minute,
     dry_run: bool,
+    /// Have Athena count, and judge nothing.
+    count: bool,
 }
 
 /// What a person writes. Anything else is refused, for a misspelt `dry_run` must not turn into a run.
@@ -187,6 +242,14 @@ struct ByHand {
     #[serde(default)]
     dry_run: bool,
     now: Option<String>,
+    /// What the hourly schedule says too.
+    count: Option<CountBy>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum CountBy {
+    Athena,
 }
 
 impl Order {
@@ -204,6 +267,7 @@ impl Order {
         Ok(Order {
             now: Minute::of_ms(now_ms),
             dry_run: by_hand.dry_run,
+            count: by_hand.count.is_some(),
         })
     }
 }
@@ -306,6 +370,7 @@ mod tests {
         let this_minute = Ok(Order {
             now: Minute(2),
             dry_run: false,
+            count: false,
         });
         assert_eq!(order(json!({})), this_minute);
         assert_eq!(order(json!(null)), this_minute);
@@ -322,10 +387,13 @@ mod tests {
             Ok(Order {
                 now: Minute(7),
                 dry_run: true,
+                count: false,
             })
         );
+        assert!(order(json!({"count": "athena"})).unwrap().count);
         for wrong in [
             json!({"dryrun": true}),
+            json!({"count": "redshift"}),
             json!({"dry_run": "yes"}),
             json!({"now": "noon"}),
             json!("dry_run"),

@@ -377,3 +377,109 @@ fn logs_go_where_the_name_says_that_they_are_logs() {
     let gone = api.call("wafv2", "get_logging_configuration", &get);
     assert_eq!(gone.unwrap_err().0, "WAFNonexistentItemException");
 }
+
+/// Athena reads what a query's folders hold, bills that, knows its columns, and gives a thousand rows at a time.
+#[tokio::test]
+async fn athena_reads_the_folders_that_a_query_names_and_knows_its_columns() {
+    let Some(aws) = StandIn::shared() else { return };
+    let api = super::Api::new(aws, "us-east-1");
+    let bucket = unique("strict-athena");
+    api.ok("s3", "create_bucket", &json!({"Bucket": bucket}));
+    let line = |n: u32| {
+        format!(
+            "{{\"timestamp\": {n}, \"httpRequest\": {{\"clientIp\": \"192.0.2.{}\"}}, \"labels\": null}}\n",
+            n % 9
+        )
+    };
+    let many: String = (0..1_500).map(line).collect();
+    for (folder, body) in [
+        ("2026/11/01/12/05/", many.as_str()),
+        ("2026/11/01/12/10/", "no JSON\n{\"TIMESTAMP\": \"7\"}\n"),
+        ("2026/11/01/12/06/", "{\"timestamp\": 1}\n"), // no five minutes begin there
+        ("2026/11/01/12/05/deeper/", "{\"timestamp\": 1}\n"),
+        ("2026/10/01/12/05/", "{\"timestamp\": 1}\n"), // before the table's beginning
+    ] {
+        api.ok(
+            "s3",
+            "put_object",
+            &json!({"Bucket": bucket, "Key": format!("waf/{folder}x"), "Body": body}),
+        );
+    }
+    let table = analyzer::athena::Table {
+        database: "strict".into(),
+        name: bucket.replace('-', "_"),
+        location: format!("s3://{bucket}/waf/"),
+        layout: analyzer::athena::Layout::Direct,
+    };
+    let since = analyzer::Minute::of_ms(1_793_491_200_000); // 2026-11-01
+    let ddl = analyzer::athena::ddl(&table, since, analyzer::athena::Dialect::Athena).unwrap();
+    let ask = async |sql: &str| -> (String, serde_json::Value) {
+        let start =
+            json!({"QueryString": sql, "ResultConfiguration": {"OutputLocation": format!("s3://{bucket}/results/")}});
+        let id = api.ok("athena", "start_query_execution", &start)["QueryExecutionId"].clone();
+        loop {
+            let execution =
+                api.ok("athena", "get_query_execution", &json!({"QueryExecutionId": id}))["QueryExecution"].clone();
+            let state = execution["Status"]["State"].as_str().unwrap().to_owned();
+            if !["QUEUED", "RUNNING"].contains(&state.as_str()) {
+                return (state, execution);
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    assert_eq!(ask("CREATE DATABASE IF NOT EXISTS `strict`").await.0, "SUCCEEDED");
+    assert_eq!(ask(&ddl).await.0, "SUCCEEDED");
+    let from = format!("FROM strict.{} WHERE log_time >= '2026/11/01/12/00'", table.name);
+    let first = |execution: &serde_json::Value| {
+        let results = api.ok(
+            "athena",
+            "get_query_results",
+            &json!({"QueryExecutionId": execution["QueryExecutionId"]}),
+        );
+        (results["ResultSet"]["Rows"].clone(), results["NextToken"].clone())
+    };
+
+    let (state, all) = ask(&format!(
+        "SELECT \"timestamp\", httprequest.clientip {from} AND log_time <= '2026/11/01/12/05'"
+    ))
+    .await;
+    assert_eq!(
+        (state.as_str(), &all["Statistics"]["DataScannedInBytes"]),
+        ("SUCCEEDED", &json!(many.len()))
+    );
+    let (rows, next) = first(&all);
+    assert_eq!(
+        (rows.as_array().unwrap().len(), next.is_string()),
+        (1_000, true),
+        "the names are one of the thousand"
+    );
+    let too_many = json!({"QueryExecutionId": all["QueryExecutionId"], "MaxResults": 1_001});
+    assert!(api.call("athena", "get_query_results", &too_many).is_err());
+
+    // A line that is no JSON is a row of nothing; names are in any case, and a number may be text.
+    let (_, odd) = ask(&format!(
+        "SELECT \"timestamp\" {from} AND log_time = '2026/11/01/12/10' ORDER BY 1"
+    ))
+    .await;
+    assert_eq!(
+        first(&odd).0,
+        json!([{"Data": [{"VarCharValue": "timestamp"}]}, {"Data": [{"VarCharValue": "7"}]}, {"Data": [{}]}])
+    );
+    let (_, everything) = ask(&format!("SELECT count(*) AS n FROM strict.{}", table.name)).await;
+    assert_eq!(first(&everything).0[1], json!({"Data": [{"VarCharValue": "1502"}]}));
+
+    for (sql, reason) in [
+        (format!("SELECT nonsense {from}"), "COLUMN_NOT_FOUND"),
+        ("SELECT 1 FROM strict.elsewhere".to_owned(), "TABLE_NOT_FOUND"),
+        ("SELECT FROM WHERE".to_owned(), "SYNTAX_ERROR"),
+    ] {
+        let (state, failed) = ask(&sql).await;
+        let said = failed["Status"]["StateChangeReason"].as_str().unwrap();
+        assert!(state == "FAILED" && said.contains(reason), "{state}: {said}");
+    }
+    let nowhere = json!({"CatalogName": "AwsDataCatalog", "DatabaseName": "strict", "TableName": "elsewhere"});
+    assert_eq!(
+        api.call("athena", "get_table_metadata", &nowhere).unwrap_err().0,
+        "MetadataException"
+    );
+}
