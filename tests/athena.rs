@@ -450,6 +450,46 @@ fn every_query_parses_in_trino_and_hostile_text_stays_text() {
     assert_eq!(rows, [[json!(texts)]]);
 }
 
+/// The template's table is the code's.
+#[test]
+fn the_stacks_table_is_the_one_that_the_code_defines() {
+    let template = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("infra/template.yaml")).unwrap();
+    let columns: Vec<String> = athena::COLUMNS
+        .iter()
+        .map(|(name, of)| format!("            - {{Name: {name}, Type: '{of}'}}\n"))
+        .collect();
+    assert!(
+        template.contains(&format!("          Columns:\n{}\n", columns.concat())),
+        "{}",
+        columns.concat()
+    );
+    assert!(template.contains(&format!(
+        "PartitionKeys: [{{Name: {}, Type: string}}]",
+        athena::PARTITION
+    )));
+    assert!(template.contains(athena::SERDE));
+    for (key, value) in athena::SERDE_PROPERTIES {
+        assert!(template.contains(&format!("{key}: '{value}'")), "{key}");
+    }
+    let since = Minute::of_ms(1_767_225_600_000); // 2026-01-01
+    let properties = |layout| athena::table_properties(&table("s3://", "x", layout), since);
+    for ((key, hourly), (_, direct)) in properties(Layout::Firehose).into_iter().zip(properties(Layout::Direct)) {
+        let line = template
+            .lines()
+            .find(|line| line.trim_start().starts_with(&format!("{key}: ")));
+        let line = line.unwrap_or_else(|| panic!("{key}"));
+        let plain = |value: &str| value.replace("2026/01/01/00", "${LogsSince}");
+        if key == "storage.location.template" {
+            assert!(template.contains("s3://${Bucket}/${Prefix}${!log_time}/"));
+        } else {
+            assert!(
+                line.contains(&plain(&hourly)) && line.contains(&plain(&direct)),
+                "{line}: {hourly} {direct}"
+            );
+        }
+    }
+}
+
 /// A deployment whose logs are in the stand-in's bucket, as its operator sees it.
 struct Deployment {
     folder: tempfile::TempDir,
