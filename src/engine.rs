@@ -698,7 +698,7 @@ pub async fn tally_object(logs: &impl Logs, policy: &Policy, object: &str) -> Re
         tokio::task::spawn_blocking(move || {
             let mut count = Count::new(&policy);
             let mut newest_ms = None;
-            let (scan, identity) = scan_identified(log, |request| {
+            let (scan, identity) = scan_identified(log, &policy.wants(), |request| {
                 newest_ms = newest_ms.max(Some(request.timestamp_ms));
                 count.request(request);
             });

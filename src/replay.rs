@@ -6,8 +6,8 @@ use std::io::{self, Read};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use analyzer::{Client, Ledger, Minute, Policy, Tally, Verdict, judge_history};
-use ingest::{Request, Scan, Skipped};
+use analyzer::{Client, Counter, Ledger, Minute, Policy, Tally, Verdict, judge_history};
+use ingest::{Request, Scan, Skipped, Wants};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::inputs::{Inputs, LogObject, Problem, describe};
@@ -36,6 +36,10 @@ impl Period {
 
 /// Receives every request of the period: one collector an object, joined as the objects are read.
 pub trait Collect: Send {
+    /// What it looks at in a request.
+    fn wants(&self) -> Wants {
+        Wants::everything()
+    }
     /// Takes note of one request.
     fn request(&mut self, request: &Request<'_>);
     /// Takes over what another collector noted. The order of calls must not show.
@@ -143,6 +147,7 @@ pub(crate) type Identity = (u64, u128);
 
 fn read_object<C: Collect>(object: &LogObject, period: Period, collected: C) -> (Reading<C>, Option<Identity>) {
     let mut here = Reading::empty(collected);
+    let wants = here.collected.wants();
     let each = |request: &Request<'_>| {
         if period.holds(request.timestamp_ms) {
             here.requests += 1;
@@ -152,9 +157,9 @@ fn read_object<C: Collect>(object: &LogObject, period: Period, collected: C) -> 
         }
     };
     let (scan, identity) = match object {
-        LogObject::Stdin => scan_identified(io::stdin().lock(), each),
+        LogObject::Stdin => scan_identified(io::stdin().lock(), &wants, each),
         LogObject::Remote(remote) => match remote.open() {
-            Ok(log) => scan_identified(log, each),
+            Ok(log) => scan_identified(log, &wants, each),
             Err(error) => {
                 let what = error.to_string();
                 here.problems.push(Problem {
@@ -165,7 +170,7 @@ fn read_object<C: Collect>(object: &LogObject, period: Period, collected: C) -> 
             }
         },
         LogObject::File(path, _) => match File::open(path) {
-            Ok(file) => scan_identified(file, each),
+            Ok(file) => scan_identified(file, &wants, each),
             Err(error) => {
                 here.problems.push(Problem {
                     object: object.name(),
@@ -222,7 +227,7 @@ impl<C: Collect> Reading<C> {
 
 /// Scans a log and says which bytes it had.
 /// Scans an object and says which it is.
-pub(crate) fn scan_identified(log: impl Read, each: impl FnMut(&Request<'_>)) -> (Scan, Identity) {
+pub(crate) fn scan_identified(log: impl Read, wants: &Wants, each: impl FnMut(&Request<'_>)) -> (Scan, Identity) {
     struct Identified<R> {
         inner: R,
         bytes: u64,
@@ -241,13 +246,13 @@ pub(crate) fn scan_identified(log: impl Read, each: impl FnMut(&Request<'_>)) ->
         bytes: 0,
         hash: Xxh3::new(),
     };
-    let scan = ingest::scan(&mut identified, each);
+    let scan = ingest::scan_for(&mut identified, wants, each);
     (scan, (identified.bytes, identified.hash.digest128()))
 }
 
 /// Counts what a policy counts.
 pub struct Count<'p> {
-    policy: &'p Policy,
+    counter: Counter<'p>,
     /// The counts so far.
     pub tally: Tally,
 }
@@ -255,16 +260,25 @@ pub struct Count<'p> {
 impl<'p> Count<'p> {
     /// Nothing counted yet.
     pub fn new(policy: &'p Policy) -> Count<'p> {
+        Count::by(Counter::new(policy))
+    }
+
+    /// Nothing counted yet, for who counts many objects and made the policy ready before.
+    pub fn by(counter: Counter<'p>) -> Count<'p> {
         Count {
-            policy,
+            counter,
             tally: Tally::default(),
         }
     }
 }
 
 impl Collect for Count<'_> {
+    fn wants(&self) -> Wants {
+        self.counter.policy().wants()
+    }
+
     fn request(&mut self, request: &Request<'_>) {
-        self.tally.count(self.policy, request);
+        self.tally.count_by(&mut self.counter, request);
     }
 
     fn join(&mut self, other: Self) {

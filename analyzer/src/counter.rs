@@ -3,13 +3,18 @@
 //! Of each rule's conditions the one that fewest requests meet is its key, and each pattern of a key has a literal part
 //! that must occur in the field whatever its wildcards stand for. All those parts are looked for at once, in one pass over
 //! each field, and only the rules whose part was found are asked whether the request counts. So what a rule means is said
-//! in one place, [`Rule::counts`], and a hundred rules cost hardly more than ten.
+//! in one place, [`Rule::counts`], and a hundred rules cost hardly more than ten. Fields repeat themselves: what was found in
+//! a value is remembered until another value takes its place, and a value that is met again is only compared.
+
+use std::hash::BuildHasher;
+use std::sync::Arc;
 
 use aho_corasick::automaton::Automaton;
 use aho_corasick::dfa::DFA;
 use aho_corasick::nfa::contiguous::NFA;
 use aho_corasick::{Anchored, StartKind};
-use ingest::{Request, Wants};
+use foldhash::fast::RandomState;
+use ingest::Request;
 
 use crate::pattern::Pattern;
 use crate::policy::{Field, Policy, RULES_MAX, Rule};
@@ -17,14 +22,20 @@ use crate::policy::{Field, Policy, RULES_MAX, Rule};
 /// Needles of so many bytes in all may have the fastest automaton, which has a kilobyte or less for each of them.
 const DFA_BYTES_MAX: usize = 16 * 1024;
 
-/// A policy and what is known beforehand about which of its rules may count a request.
+/// How many values of a field are remembered.
+const REMEMBERED: usize = 256;
+
+/// Longer values are not remembered; a client may send very long ones.
+const REMEMBERED_BYTES_MAX: usize = 1024;
+
+/// A policy and what is known beforehand about which of its rules may count a request. A clone shares what took time to make,
+/// so that every thread can have one.
 #[derive(Debug, Clone)]
 pub struct Counter<'p> {
     policy: &'p Policy,
     /// Rules that have to be asked about every request.
     always: RuleSet,
     searches: Vec<Search>,
-    wants: Wants,
 }
 
 impl<'p> Counter<'p> {
@@ -53,8 +64,10 @@ impl<'p> Counter<'p> {
             match Automata::of(needles.iter().map(|(needle, _)| *needle)) {
                 Some(automata) => searches.push(Search {
                     field: field.clone(),
-                    automata,
+                    automata: Arc::new(automata),
                     rules: needles.iter().map(|(_, rule)| *rule as u16).collect(),
+                    remembered: Vec::new(),
+                    hasher: RandomState::default(),
                 }),
                 // Too much for an automaton: asking is always right.
                 None => needles.iter().for_each(|(_, rule)| always.insert(*rule)),
@@ -64,7 +77,6 @@ impl<'p> Counter<'p> {
             policy,
             always,
             searches,
-            wants: policy.wants(),
         }
     }
 
@@ -73,19 +85,43 @@ impl<'p> Counter<'p> {
         self.policy
     }
 
-    /// What [`Tally::count_by`](crate::Tally::count_by) looks at in a request.
-    pub fn wants(&self) -> &Wants {
-        &self.wants
-    }
-
     /// The rules that may count `request`, in their order; all others do not.
-    pub(crate) fn candidates(&self, request: &Request<'_>) -> impl Iterator<Item = usize> + use<> {
+    pub(crate) fn candidates(&mut self, request: &Request<'_>) -> impl Iterator<Item = usize> + use<> {
         let mut candidates = self.always;
-        for search in &self.searches {
-            search.field.any(request, |value| {
-                search.automata.each_found(value.as_bytes(), |needle| {
-                    candidates.insert(usize::from(search.rules[needle]))
-                });
+        for search in &mut self.searches {
+            let Search {
+                field,
+                automata,
+                rules,
+                remembered,
+                hasher,
+            } = search;
+            field.any(request, |value| {
+                if value.len() > REMEMBERED_BYTES_MAX {
+                    automata.each_found(value.as_bytes(), |needle| candidates.insert(usize::from(rules[needle])));
+                    return false;
+                }
+                if remembered.is_empty() {
+                    remembered.resize_with(REMEMBERED, Remembered::default);
+                }
+                // Keyed, for values are chosen by clients.
+                let place = hasher.hash_one(value) as usize % REMEMBERED;
+                let known = &mut remembered[place];
+                if known.value != value {
+                    known.value.clear();
+                    known.value.push_str(value);
+                    known.rules.clear();
+                    automata.each_found(value.as_bytes(), |needle| {
+                        let rule = rules[needle];
+                        if !known.rules.contains(&rule) {
+                            known.rules.push(rule);
+                        }
+                    });
+                }
+                known
+                    .rules
+                    .iter()
+                    .for_each(|rule| candidates.insert(usize::from(*rule)));
                 false
             });
         }
@@ -118,8 +154,18 @@ fn key_of(rule: &Rule) -> Option<(&Field, Vec<&str>)> {
 #[derive(Debug, Clone)]
 struct Search {
     field: Field,
-    automata: Automata,
+    automata: Arc<Automata>,
     /// The rule of each needle.
+    rules: Arc<[u16]>,
+    /// By the hash of the value; the empty one has nothing in it.
+    remembered: Vec<Remembered>,
+    hasher: RandomState,
+}
+
+/// A value, and the rules whose needles are in it.
+#[derive(Debug, Clone, Default)]
+struct Remembered {
+    value: String,
     rules: Vec<u16>,
 }
 
@@ -199,11 +245,11 @@ mod tests {
     use crate::tally::Tally;
 
     fn tallies(policy: &Policy, requests: &[Request<'_>]) -> [Tally; 2] {
-        let counter = Counter::new(policy);
+        let mut counter = Counter::new(policy);
         let mut both = [Tally::default(), Tally::default()];
         for request in requests {
             both[0].count(policy, request);
-            both[1].count_by(&counter, request);
+            both[1].count_by(&mut counter, request);
         }
         both
     }

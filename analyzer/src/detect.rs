@@ -36,6 +36,15 @@ pub enum Finding {
     Shared(Offense),
 }
 
+impl Finding {
+    /// Which rule, by its place in the policy.
+    fn rule(&self) -> usize {
+        match self {
+            Finding::Offense(offense) | Finding::Shared(offense) => offense.rule,
+        }
+    }
+}
+
 /// The part of time in which windows are looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct View {
@@ -86,23 +95,40 @@ pub fn findings(policy: &Policy, tally: &Tally, client: Client, view: View) -> V
     if silent(Engine::Scan) && silent(Engine::Athena) {
         return Vec::new();
     }
-    let rules = policy.rules.iter().enumerate();
-    rules
+    let mut found: Vec<Finding> = rules_hit(policy, cells)
         .filter_map(|(index, rule)| finding(rule, index, cells, view))
-        .collect()
+        .collect();
+    found.sort_by_key(Finding::rule);
+    found
+}
+
+/// The rules that this client hit, at any time and in no order: few of many, also for a client that sends much.
+fn rules_hit<'a>(policy: &'a Policy, cells: &'a Cells) -> impl Iterator<Item = (usize, &'a Rule)> {
+    let of_everything = policy
+        .rules
+        .iter()
+        .enumerate()
+        .filter(|(_, rule)| rule.counts_everything());
+    let of_slots = cells.all().chunk_by(|a, b| a.slot == b.slot).filter_map(|cells| {
+        let index = cells[0].slot.rule()?;
+        let rule = policy.rules.get(index)?;
+        // What the other engine counted for it is not asked for.
+        (cells[0].slot == Slot::of_rule(index, rule).counted_by(rule.engine)).then_some((index, rule))
+    });
+    of_everything.chain(of_slots)
 }
 
 fn finding(rule: &Rule, index: usize, cells: &Cells, view: View) -> Option<Finding> {
     let view = view.of(rule.engine);
     let slot = Slot::of_rule(index, rule).counted_by(rule.engine);
     let hits = cells.of(slot, view.from(), view.now);
-    let requests = cells.of(Slot::REQUESTS.counted_by(rule.engine), view.from(), view.now);
     let limit = u64::from(rule.limit);
     // One request may show several distinct values, in labels or repeated headers, and is one hit all the same.
     let too_few = |matched: u64| rule.distinct.is_none() && matched < limit;
     if hits.is_empty() || too_few(hits.iter().map(|cell| u64::from(cell.hits)).sum()) {
         return None;
     }
+    let requests = cells.of(Slot::REQUESTS.counted_by(rule.engine), view.from(), view.now);
     let mut best: Option<Finding> = None;
     windows(hits, requests, rule.window, view.horizon, |within, requests| {
         let matched: u64 = within.iter().map(|cell| u64::from(cell.hits)).sum();
@@ -183,9 +209,5 @@ fn distinct(cells: &Cells, within: &[Cell]) -> u64 {
 /// Whether any rule of `policy` could ever accuse this client, whatever its slate: some window reaches its limit.
 /// Everybody else can be left out of a judgment without changing it.
 pub(crate) fn suspect(policy: &Policy, cells: &Cells) -> bool {
-    policy
-        .rules
-        .iter()
-        .enumerate()
-        .any(|(index, rule)| finding(rule, index, cells, View::ALL).is_some())
+    rules_hit(policy, cells).any(|(index, rule)| finding(rule, index, cells, View::ALL).is_some())
 }

@@ -50,6 +50,11 @@ impl Slot {
             Engine::Athena => Slot(ATHENA_SLOTS | self.0),
         }
     }
+
+    /// The place of the rule whose hits these are, if they are those of one rule.
+    pub(crate) fn rule(self) -> Option<usize> {
+        usize::from(self.0 & !ATHENA_SLOTS).checked_sub(3)
+    }
 }
 
 /// From here on slots are Athena's; far behind the last rule's.
@@ -103,6 +108,10 @@ impl Cells {
         let Err(at) = self.values.binary_search(&value) else {
             return;
         };
+        // Where all values together are few, those of one cell are.
+        if self.values.len() < DISTINCT_MAX {
+            return self.values.insert(at, value);
+        }
         let cell = (value.slot, value.minute);
         let start = self.values[..at].partition_point(|known| (known.slot, known.minute) < cell);
         if at - start >= DISTINCT_MAX {
@@ -240,7 +249,7 @@ impl Tally {
     }
 
     /// Counts one request by a policy that was made ready for it.
-    pub fn count_by(&mut self, counter: &Counter<'_>, request: &Request<'_>) {
+    pub fn count_by(&mut self, counter: &mut Counter<'_>, request: &Request<'_>) {
         self.count_asking(counter.policy(), request, || counter.candidates(request));
     }
 
@@ -390,13 +399,16 @@ impl Tally {
 
     /// The first and the last minute in which anybody's request was counted, ours or not.
     pub fn period(&self) -> Option<(Minute, Minute)> {
-        let minutes = || {
-            self.clients
-                .values()
-                .flat_map(|cells| cells.all())
-                .map(|cell| cell.minute)
-        };
-        both(minutes().min().zip(minutes().max()), self.left_out)
+        let minutes = self
+            .clients
+            .values()
+            .flat_map(|cells| cells.all())
+            .map(|cell| cell.minute);
+        let counted = minutes.fold(None, |period, minute| match period {
+            None => Some((minute, minute)),
+            Some((first, last)) => Some((minute.min(first), minute.max(last))),
+        });
+        both(counted, self.left_out)
     }
 
     /// The last minute in which anybody's request counted.

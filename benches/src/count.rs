@@ -13,7 +13,7 @@ use ingest::{Request, Wants};
 
 /// What all programs must agree on: it depends on every count, and not on their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// How many triples of client, minute and action there are.
     pub groups: u64,
     /// The sum of their counts.
@@ -22,46 +22,58 @@ pub struct Answer {
     pub squares: u64,
 }
 
-/// Requests by client, minute and action.
+/// Requests by client, minute and action. Logs are nearly in the order of time, so there is a table for each minute and
+/// action: those in use are small.
 #[derive(Default)]
-pub struct Bare {
-    actions: Vec<String>,
-    counts: HashMap<(IpAddr, u32, u8), u64>,
+pub(crate) struct Bare {
+    tables: Vec<Table>,
+    /// The table of the last request.
+    last: usize,
+}
+
+#[derive(Default)]
+struct Table {
+    minute: u32,
+    action: String,
+    counts: HashMap<IpAddr, u64>,
 }
 
 impl Bare {
-    fn count(&mut self, request: &Request<'_>) {
-        let action = self
-            .actions
-            .iter()
-            .position(|known| *known == request.action)
-            .unwrap_or_else(|| {
-                self.actions.push(request.action.to_string());
-                self.actions.len() - 1
+    fn table(&mut self, minute: u32, action: &str) -> &mut Table {
+        let is_it = |table: &Table| table.minute == minute && table.action == action;
+        if !self.tables.get(self.last).is_some_and(is_it) {
+            self.last = self.tables.iter().rposition(is_it).unwrap_or_else(|| {
+                self.tables.push(Table {
+                    minute,
+                    action: action.to_owned(),
+                    counts: HashMap::default(),
+                });
+                self.tables.len() - 1
             });
-        let minute = Minute::of_ms(request.timestamp_ms).0;
-        *self
-            .counts
-            .entry((request.client_ip, minute, action as u8))
-            .or_default() += 1;
+        }
+        &mut self.tables[self.last]
+    }
+
+    fn count(&mut self, request: &Request<'_>) {
+        let table = self.table(Minute::of_ms(request.timestamp_ms).0, &request.action);
+        *table.counts.entry(request.client_ip).or_default() += 1;
     }
 
     fn join(&mut self, other: Bare) {
-        for ((client, minute, action), count) in other.counts {
-            let name = &other.actions[usize::from(action)];
-            let action = self.actions.iter().position(|known| known == name).unwrap_or_else(|| {
-                self.actions.push(name.clone());
-                self.actions.len() - 1
-            });
-            *self.counts.entry((client, minute, action as u8)).or_default() += count;
+        for Table { minute, action, counts } in other.tables {
+            let table = self.table(minute, &action);
+            counts
+                .into_iter()
+                .for_each(|(client, count)| *table.counts.entry(client).or_default() += count);
         }
     }
 
     fn answer(&self) -> Answer {
+        let counts = || self.tables.iter().flat_map(|table| table.counts.values());
         Answer {
-            groups: self.counts.len() as u64,
-            requests: self.counts.values().sum(),
-            squares: self.counts.values().map(|count| count * count).sum(),
+            groups: counts().count() as u64,
+            requests: counts().sum(),
+            squares: counts().map(|count| count * count).sum(),
         }
     }
 }
@@ -70,7 +82,7 @@ impl Bare {
 ///
 /// # Errors
 /// When a file cannot be opened.
-pub fn bare(paths: &[PathBuf], threads: usize) -> io::Result<Answer> {
+pub(crate) fn bare(paths: &[PathBuf], threads: usize) -> io::Result<Answer> {
     let policy = Policy::default_policy();
     let wants = Wants::nothing();
     let parts = each_object(
@@ -93,7 +105,7 @@ pub fn bare(paths: &[PathBuf], threads: usize) -> io::Result<Answer> {
 ///
 /// # Errors
 /// When a file cannot be opened.
-pub fn full(policy: &Policy, paths: &[PathBuf], threads: usize) -> io::Result<Answer> {
+pub(crate) fn full(policy: &Policy, paths: &[PathBuf], threads: usize) -> io::Result<Answer> {
     let tally = tally(policy, paths, threads)?;
     let mut verdicts = 0;
     judge_history(policy, &tally, Ledger::default(), |_, judgment| {
@@ -111,13 +123,19 @@ pub fn full(policy: &Policy, paths: &[PathBuf], threads: usize) -> io::Result<An
 ///
 /// # Errors
 /// When a file cannot be opened.
-pub fn tally(policy: &Policy, paths: &[PathBuf], threads: usize) -> io::Result<Tally> {
-    let counter = Counter::new(policy);
-    let parts = each_object(paths, threads, Tally::default, |tally, log| {
-        ingest::scan_for(log, counter.wants(), |request| tally.count_by(&counter, request));
-    })?;
+pub(crate) fn tally(policy: &Policy, paths: &[PathBuf], threads: usize) -> io::Result<Tally> {
+    let (counter, wants) = (Counter::new(policy), policy.wants());
+    let parts = each_object(
+        paths,
+        threads,
+        || (Tally::default(), counter.clone()),
+        |(tally, counter), log| {
+            ingest::scan_for(log, &wants, |request| tally.count_by(counter, request));
+        },
+    )?;
     Ok(parts
         .into_iter()
+        .map(|(tally, _)| tally)
         .reduce(|mut all, part| {
             all.merge(part);
             all

@@ -10,6 +10,7 @@
 
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Range;
 use std::str;
 
 use memchr::{memchr, memchr_iter, memchr2};
@@ -23,12 +24,51 @@ const LENGTH_MAX: usize = 1024 * 1024;
 /// Deeper values are left to the tolerant reader, which knows the limits. WAF's have five levels.
 const DEPTH_MAX: u32 = 16;
 
-/// The lists of the last request, empty, so that their memory is used again.
+/// What one record leaves to the next: memory, and what is likely to come again.
 #[derive(Default)]
 pub(crate) struct Lists {
     headers: Vec<Header<'static>>,
     labels: Vec<Cow<'static, str>>,
     found: Found,
+    openings: [Opening; OPENINGS],
+    /// Which opening is replaced next.
+    oldest: usize,
+}
+
+/// Records of one web ACL begin alike but for their times: the same rule groups, mostly the same action.
+const OPENINGS: usize = 4;
+
+/// Longer openings are not kept.
+const OPENING_BYTES_MAX: usize = 16 * 1024;
+
+/// What stood between a record's time and the value of its first rate-based rule, or its list of those rules. Where the same
+/// bytes stand there again, they mean the same, and they were checked. There is no backslash in it.
+#[derive(Default)]
+struct Opening {
+    text: Vec<u8>,
+    web_acl: Text,
+    waf_rule: Text,
+    action: Text,
+    seen: u32,
+    /// It ends within the first rate-based rule, behind the opening quote of its last value.
+    in_rate_rule: bool,
+}
+
+/// How many header lines are kept, each in the place that the first bytes of its name give.
+const HEADERS_KEPT: usize = 64;
+
+/// Longer headers are not kept.
+const HEADER_BYTES_MAX: usize = 512;
+
+/// A header as it was met last. Where the same bytes stand again, they mean the same.
+#[derive(Default)]
+struct KnownHeader {
+    text: Vec<u8>,
+    name: Text,
+    value: Text,
+    quotes_escaped: usize,
+    is_host: bool,
+    is_wanted: bool,
 }
 
 impl Lists {
@@ -48,12 +88,16 @@ pub(crate) fn read<'a>(bytes: &'a [u8], wants: &Wants, lists: &mut Lists) -> Opt
         at: 0,
         quotes_escaped: 0,
     };
-    cursor.record(wants, found)?;
+    cursor.record(wants, found, &lists.openings)?;
     let client_ip = found.client_ip?;
     if !(TIMESTAMP_MS_MIN..TIMESTAMP_MS_MAX).contains(&found.timestamp_ms) {
         return None;
     }
-    let record = Checked::new(&bytes[..cursor.at], cursor.quotes_escaped)?;
+    let record = Checked::new(&bytes[..cursor.at], found.known, cursor.quotes_escaped)?;
+    if let Some(opening) = &found.opening {
+        lists.openings[lists.oldest].keep(bytes, opening, found);
+        lists.oldest = (lists.oldest + 1) % OPENINGS;
+    }
     let host = match record.text(found.host)? {
         host if host.is_empty() => record.text(found.host_header)?,
         host => host,
@@ -99,6 +143,50 @@ struct Text {
     has_quotes: bool,
 }
 
+impl Text {
+    /// The same string where what it is in begins later by so much; no string stays none.
+    #[inline(always)]
+    fn moved(self, by: usize) -> Text {
+        if self.ends == 0 {
+            return self;
+        }
+        Text {
+            begins: self.begins + by as u32,
+            ends: self.ends + by as u32,
+            ..self
+        }
+    }
+
+    /// The same string as seen from `from`, which is not behind it.
+    fn seen_from(self, from: usize) -> Text {
+        if self.ends == 0 {
+            return self;
+        }
+        Text {
+            begins: self.begins - from as u32,
+            ends: self.ends - from as u32,
+            ..self
+        }
+    }
+}
+
+impl Opening {
+    /// Keeps a part of a record that has been checked.
+    fn keep(&mut self, bytes: &[u8], part: &Range<usize>, found: &Found) {
+        let text = &bytes[part.clone()];
+        if text.len() > OPENING_BYTES_MAX || memchr(b'\\', text).is_some() {
+            return;
+        }
+        self.text.clear();
+        self.text.extend_from_slice(text);
+        self.web_acl = found.web_acl.seen_from(part.start);
+        self.waf_rule = found.waf_rule.seen_from(part.start);
+        self.action = found.action.seen_from(part.start);
+        self.seen = found.opening_seen;
+        self.in_rate_rule = found.opening_in_rate_rule;
+    }
+}
+
 /// What was found in a record.
 #[derive(Default)]
 struct Found {
@@ -122,6 +210,14 @@ struct Found {
     headers: Vec<(Text, Text)>,
     /// The first `Host` header's value.
     host_header: Text,
+    /// Up to here the record is a known opening; what is before needs no check but for its time.
+    known: usize,
+    /// An opening that is not known yet, with the keys seen up to its end, and whether it ends in a rate-based rule.
+    opening: Option<Range<usize>>,
+    opening_seen: u32,
+    opening_in_rate_rule: bool,
+    /// Headers by their names' first bytes.
+    known_headers: Vec<KnownHeader>,
 }
 
 impl Found {
@@ -129,9 +225,11 @@ impl Found {
         let (mut labels, mut headers) = (std::mem::take(&mut self.labels), std::mem::take(&mut self.headers));
         labels.clear();
         headers.clear();
+        let known_headers = std::mem::take(&mut self.known_headers);
         *self = Found {
             labels,
             headers,
+            known_headers,
             ..Found::default()
         };
     }
@@ -177,35 +275,11 @@ struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     /// Goes past a record. Keys in their usual order are recognised together with the comma before them, the rest one by one.
-    fn record(&mut self, wants: &Wants, found: &mut Found) -> Option<()> {
+    fn record(&mut self, wants: &Wants, found: &mut Found, openings: &[Opening; OPENINGS]) -> Option<()> {
         if self.literal(br#"{"timestamp":"#) {
             self.value_of(Key::Timestamp, wants, found)?;
-            if self.literal(br#","formatVersion":1,"webaclId":"#) {
-                self.value_of(Key::WebAcl, wants, found)?;
-            }
-            if self.literal(br#","terminatingRuleId":"#) {
-                self.value_of(Key::WafRule, wants, found)?;
-            }
-            if self.literal(br#","terminatingRuleType":"#) {
-                self.text()?;
-            }
-            if self.literal(br#","action":"#) {
-                self.value_of(Key::Action, wants, found)?;
-            }
-            if self.literal(br#","terminatingRuleMatchDetails":"#) {
-                self.skip(DEPTH_MAX)?;
-            }
-            if self.literal(br#","httpSourceName":"#) {
-                self.text()?;
-            }
-            if self.literal(br#","httpSourceId":"#) {
-                self.text()?;
-            }
-            if self.literal(br#","ruleGroupList":"#) {
-                self.rule_groups()?;
-            }
-            if self.literal(br#","rateBasedRuleList":"#) {
-                self.skip(DEPTH_MAX)?;
+            if !openings.iter().any(|opening| self.is_known(opening, found)) {
+                self.opening(wants, found)?;
             }
             if self.literal(br#","nonTerminatingMatchingRules":"#) {
                 self.skip(DEPTH_MAX)?;
@@ -239,6 +313,101 @@ impl<'a> Cursor<'a> {
                 _ => return None,
             }
         }
+    }
+
+    /// Goes past this opening, and the rate-based rule it may end in, if it is what is next.
+    #[inline(always)]
+    fn is_known(&mut self, opening: &Opening, found: &mut Found) -> bool {
+        let begins = self.at;
+        if opening.text.is_empty() || !self.bytes[begins..].starts_with(&opening.text) {
+            return false;
+        }
+        self.at += opening.text.len();
+        let known = self.at;
+        if opening.in_rate_rule {
+            let quotes_before = self.quotes_escaped;
+            if self.string().is_none() || !self.literal(b"}]") {
+                (self.at, self.quotes_escaped) = (begins, quotes_before);
+                return false;
+            }
+        } else if self.skip(DEPTH_MAX).is_none() {
+            // So would the whole record be refused otherwise.
+            self.at = self.bytes.len();
+            return true;
+        }
+        found.known = known;
+        found.seen |= opening.seen;
+        found.web_acl = opening.web_acl.moved(begins);
+        found.waf_rule = opening.waf_rule.moved(begins);
+        found.action = opening.action.moved(begins);
+        true
+    }
+
+    /// Goes past what stands between a record's time and the end of its rate-based rules, mostly the same in all records.
+    #[inline(never)]
+    fn opening(&mut self, wants: &Wants, found: &mut Found) -> Option<()> {
+        let begins = self.at;
+        if self.literal(br#","formatVersion":1,"webaclId":"#) {
+            self.value_of(Key::WebAcl, wants, found)?;
+        }
+        if self.literal(br#","terminatingRuleId":"#) {
+            self.value_of(Key::WafRule, wants, found)?;
+        }
+        if self.literal(br#","terminatingRuleType":"#) {
+            self.text()?;
+        }
+        if self.literal(br#","action":"#) {
+            self.value_of(Key::Action, wants, found)?;
+        }
+        if self.literal(br#","terminatingRuleMatchDetails":"#) {
+            self.skip(DEPTH_MAX)?;
+        }
+        if self.literal(br#","httpSourceName":"#) {
+            self.text()?;
+        }
+        if self.literal(br#","httpSourceId":"#) {
+            self.text()?;
+        }
+        if self.literal(br#","ruleGroupList":"#) {
+            self.rule_groups()?;
+        }
+        if self.literal(br#","rateBasedRuleList":"#) {
+            let list = (self.at, self.quotes_escaped);
+            let ends = match self.rate_rule() {
+                Some(ends) => {
+                    found.opening_in_rate_rule = true;
+                    ends
+                }
+                None => {
+                    (self.at, self.quotes_escaped) = list;
+                    self.skip(DEPTH_MAX)?;
+                    list.0
+                }
+            };
+            found.opening = Some(begins..ends);
+            found.opening_seen = found.seen;
+        }
+        Some(())
+    }
+
+    /// Goes past a list of one rate-based rule. Gives where its last value begins, which is the client that was limited.
+    fn rate_rule(&mut self) -> Option<usize> {
+        self.literal(br#"[{"rateBasedRuleId":""#).then_some(())?;
+        self.string()?;
+        if self.literal(br#","rateBasedRuleName":"#) {
+            self.text()?;
+        }
+        self.literal(br#","limitKey":"#).then_some(())?;
+        self.text()?;
+        self.literal(br#","maxRateAllowed":"#).then_some(())?;
+        self.integer()?;
+        if self.literal(br#","evaluationWindowSec":"#) {
+            self.skip(0)?;
+        }
+        self.literal(br#","limitValue":""#).then_some(())?;
+        let ends = self.at;
+        self.string()?;
+        self.literal(b"}]").then_some(ends)
     }
 
     /// Goes past any key of a record, and its value.
@@ -363,34 +532,66 @@ impl<'a> Cursor<'a> {
             return Some(());
         }
         self.expect(b'[')?;
+        if found.known_headers.is_empty() {
+            found.known_headers.resize_with(HEADERS_KEPT, KnownHeader::default);
+        }
         loop {
-            if !self.literal(br#"{"name":""#) {
-                return None;
-            }
-            let begins = self.at;
-            // With an escape it may be any name.
-            let ends = find::<true>(self.bytes, begins)?;
-            self.at = ends;
-            if !self.literal(br#"","value":""#) {
-                return None;
-            }
-            let value = self.string()?;
-            let name = &self.bytes[begins..ends];
-            if name.len() == 4 && found.host_header.ends == 0 && name.eq_ignore_ascii_case(b"host") {
-                found.host_header = value;
-            }
-            if wants.header(name) {
-                let name = Text {
-                    begins: begins as u32,
-                    ends: ends as u32,
-                    has_quotes: false,
-                };
-                found.headers.push((name, value));
-            }
+            self.header(wants, found)?;
             if !self.literal(b"},") {
                 return self.literal(b"}]").then_some(());
             }
         }
+    }
+
+    /// Goes past a header, up to its brace.
+    #[inline(always)]
+    fn header(&mut self, wants: &Wants, found: &mut Found) -> Option<()> {
+        const BEGINS: &[u8; 9] = br#"{"name":""#;
+        let begins = self.at;
+        let rest = self.bytes.get(begins..)?;
+        let name = u64::from_le_bytes(*rest.get(BEGINS.len()..)?.first_chunk()?);
+        let place = (name.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58) as usize % HEADERS_KEPT;
+        let known = &mut found.known_headers[place];
+        if known.text.is_empty() || !rest.starts_with(&known.text) {
+            if !self.literal(BEGINS) {
+                return None;
+            }
+            let name_begins = self.at;
+            // With an escape it may be any name.
+            let name_ends = find::<true>(self.bytes, name_begins)?;
+            self.at = name_ends;
+            if !self.literal(br#"","value":""#) {
+                return None;
+            }
+            let quotes_before = self.quotes_escaped;
+            let value = self.string()?;
+            let name = &self.bytes[name_begins..name_ends];
+            known.name = Text {
+                begins: (name_begins - begins) as u32,
+                ends: (name_ends - begins) as u32,
+                has_quotes: false,
+            };
+            known.value = value.seen_from(begins);
+            known.quotes_escaped = self.quotes_escaped - quotes_before;
+            known.is_host = name.eq_ignore_ascii_case(b"host");
+            known.is_wanted = wants.header(name);
+            known.text.clear();
+            if self.at - begins <= HEADER_BYTES_MAX {
+                known.text.extend_from_slice(&self.bytes[begins..self.at]);
+            }
+        } else {
+            self.at += known.text.len();
+            self.quotes_escaped += known.quotes_escaped;
+        }
+        if known.is_host && found.host_header.ends == 0 {
+            found.host_header = known.value.moved(begins);
+        }
+        if known.is_wanted {
+            found
+                .headers
+                .push((known.name.moved(begins), known.value.moved(begins)));
+        }
+        Some(())
     }
 
     fn labels(&mut self, wants: &Wants, found: &mut Found) -> Option<()> {
@@ -576,15 +777,20 @@ impl<'a> Cursor<'a> {
 
 /// A record whose strings hold nothing but what they may: UTF-8, no raw control characters, escapes that stand for something.
 struct Checked<'a> {
-    record: &'a str,
+    record: &'a [u8],
+    /// What was checked now, from here on.
+    rest: &'a str,
+    rest_begins: usize,
     /// There are other escapes than those of quotes.
     has_escapes: bool,
 }
 
 impl<'a> Checked<'a> {
-    /// All backslashes are inside strings, for elsewhere the cursor would have given up.
-    fn new(record: &'a [u8], quotes_escaped: usize) -> Option<Checked<'a>> {
-        let (chunks, rest) = record.as_chunks::<128>();
+    /// What is before `known` was checked before, and has no backslashes. All others are inside strings, for elsewhere the
+    /// cursor would have given up.
+    fn new(record: &'a [u8], known: usize, quotes_escaped: usize) -> Option<Checked<'a>> {
+        let rest = &record[known..];
+        let (chunks, last) = rest.as_chunks::<128>();
         let (mut lowest, mut backslashes) = (u8::MAX, 0);
         for chunk in chunks {
             let mut in_chunk = 0u8;
@@ -594,7 +800,7 @@ impl<'a> Checked<'a> {
             }
             backslashes += usize::from(in_chunk);
         }
-        for byte in rest {
+        for byte in last {
             lowest = lowest.min(*byte);
             backslashes += usize::from(*byte == b'\\');
         }
@@ -603,11 +809,13 @@ impl<'a> Checked<'a> {
         }
         // Mostly they stand before quotes, and those were all looked at.
         let has_escapes = backslashes != quotes_escaped;
-        if has_escapes && !escapes_are_good(record) {
+        if has_escapes && !escapes_are_good(rest) {
             return None;
         }
         Some(Checked {
-            record: str::from_utf8(record).ok()?,
+            record,
+            rest: str::from_utf8(rest).ok()?,
+            rest_begins: known,
             has_escapes,
         })
     }
@@ -615,7 +823,11 @@ impl<'a> Checked<'a> {
     /// A string of the record, unless it has escapes that only the tolerant reader knows.
     #[inline(always)]
     fn text(&self, text: Text) -> Option<Cow<'a, str>> {
-        let raw = self.record.get(text.begins as usize..text.ends as usize)?;
+        let (begins, ends) = (text.begins as usize, text.ends as usize);
+        let raw = match begins.checked_sub(self.rest_begins) {
+            Some(begins) => self.rest.get(begins..ends - self.rest_begins)?,
+            None => str::from_utf8(&self.record[begins..ends]).ok()?,
+        };
         if text.has_quotes || (self.has_escapes && memchr(b'\\', raw.as_bytes()).is_some()) {
             return unescaped(raw).map(Cow::Owned);
         }

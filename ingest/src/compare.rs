@@ -84,6 +84,8 @@ pub struct Logs {
     random: Random,
     log: Vec<u8>,
     record: Vec<u8>,
+    /// A record as it was before its wounds.
+    before: Vec<u8>,
 }
 
 impl Logs {
@@ -93,6 +95,7 @@ impl Logs {
             random: Random(seed),
             log: Vec::new(),
             record: Vec::new(),
+            before: Vec::new(),
         }
     }
 
@@ -102,6 +105,14 @@ impl Logs {
         for _ in 0..records {
             self.record.clear();
             record(&mut self.random, &mut self.record);
+            // Real records begin like the one before them, and the reader makes use of that.
+            let http = |record: &[u8]| memchr::memmem::find(record, b"\"httpRequest\":");
+            if self.random.one_in(2)
+                && let (Some(old), Some(new)) = (http(&self.before), http(&self.record))
+            {
+                self.record.splice(..new, self.before[..old].iter().copied());
+            }
+            self.before.clone_from(&self.record);
             // Most are left as they are: what is damaged is the tolerant reader's anyway.
             for _ in 0..[0, 0, 0, 0, 1, 1, 2, 4][self.random.below(8)] {
                 wound(&mut self.random, &mut self.record);
@@ -399,13 +410,16 @@ fn record(random: &mut Random, out: &mut Vec<u8>) {
                 }
                 push(out, &["]"]);
             }
-            7 => push(
-                out,
-                &[
-                    "\"nonTerminatingMatchingRules\":",
-                    random.of(&["[]", "[]", "[]", "null"]),
-                ],
-            ),
+            7 => {
+                rate_rules(random, out);
+                push(
+                    out,
+                    &[
+                        ",\"nonTerminatingMatchingRules\":",
+                        random.of(&["[]", "[]", "[]", "null"]),
+                    ],
+                );
+            }
             8 => push(
                 out,
                 &["\"responseCodeSent\":", random.of(&["null", "null", "302", "405"])],
@@ -441,6 +455,38 @@ fn record(random: &mut Random, out: &mut Vec<u8>) {
         }
     }
     push(out, &["}"]);
+}
+
+fn rate_rules(random: &mut Random, out: &mut Vec<u8>) {
+    push(out, &["\"rateBasedRuleList\":["]);
+    for at in 0..[0, 1, 1, 1, 2][random.below(5)] {
+        push(out, &[["", ","][at], "{\"rateBasedRuleId\":\"arn:aws:wafv2:x\","]);
+        push(
+            out,
+            &[
+                random.of(&["\"rateBasedRuleName\":\"rate-limit\",", ""]),
+                "\"limitKey\":",
+            ],
+        );
+        plain(random, &["IP", "CUSTOMKEYS"], out);
+        push(
+            out,
+            &[
+                ",\"maxRateAllowed\":",
+                random.of(&["2000", "2000", "2000", "1.5", "\"2000\""]),
+            ],
+        );
+        push(
+            out,
+            &[random.of(&["", ",\"evaluationWindowSec\":300", ",\"evaluationWindowSec\":\"120\""])],
+        );
+        if !random.one_in(4) {
+            push(out, &[",\"limitValue\":"]);
+            plain(random, &["192.0.2.44", "198.51.100.7", "2001:db8::1"], out);
+        }
+        push(out, &[random.of(&["", "", ",\"customValues\":[]"]), "}"]);
+    }
+    push(out, &["]"]);
 }
 
 fn http(random: &mut Random, out: &mut Vec<u8>) {

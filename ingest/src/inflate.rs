@@ -33,7 +33,7 @@ const CODE_BITS_MAX: usize = 15;
 const MATCH_MAX: usize = 258;
 
 /// Matches are copied in pieces of this size, the last of which may reach beyond the match.
-const PIECE: usize = 32;
+const PIECE: usize = 64;
 
 /// So much room in the output lets a symbol be decoded without looking: a few literals, the longest match, its last piece.
 const OUTPUT_MARGIN: usize = MATCH_MAX + PIECE + 8;
@@ -563,6 +563,11 @@ impl<R: BufRead> Gunzip<R> {
                 for here in out + there..end {
                     output[here] = output[here - offset];
                 }
+            } else if length <= PIECE && offset >= PIECE {
+                let piece: [u8; PIECE] = piece(output, out - offset);
+                output[out..out + PIECE].copy_from_slice(&piece);
+            } else if offset >= length {
+                output.copy_within(out - offset..end - offset, out);
             } else if offset >= PIECE {
                 let mut from = out - offset;
                 while out < end {

@@ -6,7 +6,7 @@ use analyzer::client::parse_cidr;
 use analyzer::tally::Slot;
 use analyzer::{Client, Finding, Minute, Policy, Span, Verdict, View, findings};
 use clap::Args;
-use ingest::Request;
+use ingest::{Request, Wants};
 
 use super::exit::{Exit, Failure};
 use super::output::{HEADING, Printer, count, several, short, stdout, table, write_table};
@@ -53,6 +53,10 @@ struct Watch<'p> {
 }
 
 impl Collect for Watch<'_> {
+    fn wants(&self) -> Wants {
+        self.count.wants()
+    }
+
     fn request(&mut self, request: &Request<'_>) {
         self.count.request(request);
         if self.policy.client.client_of(request) == Some(self.client) {

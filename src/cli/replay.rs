@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use analyzer::judge::{Charge, Sentence};
-use analyzer::{Crowd, Policy, Tally, Verdict};
+use analyzer::{Counter, Crowd, Policy, Tally, Verdict};
 use clap::{Args, ValueEnum};
 
 use super::athena::{AskArgs, ByAthena};
@@ -67,8 +67,12 @@ pub(super) fn run(args: &ReplayArgs, printer: &Printer) -> Result<Exit, Failure>
         .transpose()?;
     let bar = Bar::start(printer, &inputs);
     let threads = args.logs.threads();
+    let counter = Counter::new(&policy);
     let (mut reading, frequent) = match &page {
-        None => (read(&inputs, period, threads, &bar, || Count::new(&policy)), None),
+        None => (
+            read(&inputs, period, threads, &bar, || Count::by(counter.clone())),
+            None,
+        ),
         Some(_) => {
             let reading = read(&inputs, period, threads, &bar, || Survey::new(&policy));
             let frequent = reading.collected.frequent();
