@@ -15,11 +15,11 @@ use ingest::{Request, Wants};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Answer {
     /// How many triples of client, minute and action there are.
-    pub groups: u64,
+    pub(crate) groups: u64,
     /// The sum of their counts.
-    pub requests: u64,
+    pub(crate) requests: u64,
     /// The sum of the squares of their counts.
-    pub squares: u64,
+    pub(crate) squares: u64,
 }
 
 /// Requests by client, minute and action. Logs are nearly in the order of time, so there is a table for each minute and

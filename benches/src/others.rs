@@ -21,7 +21,10 @@ impl Other {
     /// The command for these files on so many threads.
     pub(crate) fn command(&self, files: &[PathBuf], threads: usize) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(&self.arguments).env("BENCH_THREADS", threads.to_string()).args(files);
+        command
+            .args(&self.arguments)
+            .env("BENCH_THREADS", threads.to_string())
+            .args(files);
         command
     }
 }
@@ -38,7 +41,10 @@ pub(crate) fn python(target: &Path) -> Option<PathBuf> {
             status.is_ok_and(|status| status.success())
         };
         let ok = run(Path::new("python3"), &["-m", "venv", &venv.to_string_lossy()])
-            && run(&python, &["-m", "pip", "install", "--quiet", "-r", &requirements.to_string_lossy()]);
+            && run(
+                &python,
+                &["-m", "pip", "install", "--quiet", "-r", &requirements.to_string_lossy()],
+            );
         if !ok {
             return None;
         }
@@ -68,10 +74,16 @@ pub(crate) fn found(target: &Path) -> (Vec<Other>, Vec<String>) {
                 });
             }
         }
-        None => missing.push("DuckDB, ClickHouse and Python's json: `python3 -m venv` or `pip install` failed".to_owned()),
+        None => {
+            missing.push("DuckDB, ClickHouse and Python's json: `python3 -m venv` or `pip install` failed".to_owned())
+        }
     }
     let has = |program: &str| {
-        let version = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let version = Command::new(program)
+            .arg("--version")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
         version.is_ok_and(|status| status.success())
     };
     if has("igzip") {

@@ -13,25 +13,25 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 
 /// When the first record was logged: 2026-11-01T12:00:00Z.
-pub const BEGINS_MS: u64 = 1_793_534_400_000;
+pub(crate) const BEGINS_MS: u64 = 1_793_534_400_000;
 
 /// What to make.
 #[derive(Debug, Clone, Copy)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// How many records.
-    pub records: u64,
+    pub(crate) records: u64,
     /// From how many clients; a few of them send most.
-    pub clients: u64,
+    pub(crate) clients: u64,
     /// Over how many minutes.
-    pub minutes: u64,
+    pub(crate) minutes: u64,
 }
 
 /// A generator of numbers that looks random and needs no crate: SplitMix64.
-pub struct Random(pub u64);
+pub(crate) struct Random(u64);
 
 impl Random {
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -40,7 +40,7 @@ impl Random {
     }
 
     /// Below `end`.
-    pub fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
     }
 
@@ -53,7 +53,7 @@ impl Random {
 ///
 /// # Errors
 /// When `out` fails.
-pub fn write(plan: Plan, out: &mut impl Write) -> io::Result<()> {
+pub(crate) fn write(plan: Plan, out: &mut impl Write) -> io::Result<()> {
     let mut random = Random(0x7061_6c69_7361_6465);
     let mut line = Vec::with_capacity(4096);
     for number in 0..plan.records {
@@ -69,7 +69,7 @@ pub fn write(plan: Plan, out: &mut impl Write) -> io::Result<()> {
 ///
 /// # Errors
 /// When a file cannot be written.
-pub fn write_objects(plan: Plan, objects: u64, folder: &Path) -> io::Result<()> {
+pub(crate) fn write_objects(plan: Plan, objects: u64, folder: &Path) -> io::Result<()> {
     let mut random = Random(0x7061_6c69_7361_6465);
     let mut line = Vec::with_capacity(4096);
     for object in 0..objects {

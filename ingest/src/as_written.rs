@@ -179,9 +179,7 @@ impl Opening {
         }
         self.text.clear();
         self.text.extend_from_slice(text);
-        self.web_acl = found.web_acl.seen_from(part.start);
-        self.waf_rule = found.waf_rule.seen_from(part.start);
-        self.action = found.action.seen_from(part.start);
+        [self.web_acl, self.waf_rule, self.action] = found.opening_texts.map(|text| text.seen_from(part.start));
         self.seen = found.opening_seen;
         self.in_rate_rule = found.opening_in_rate_rule;
     }
@@ -212,8 +210,10 @@ struct Found {
     host_header: Text,
     /// Up to here the record is a known opening; what is before needs no check but for its time.
     known: usize,
-    /// An opening that is not known yet, with the keys seen up to its end, and whether it ends in a rate-based rule.
+    /// An opening that is not known yet, with the web ACL, rule and action in it, for they may come later too, the keys seen
+    /// up to its end, and whether it ends in a rate-based rule.
     opening: Option<Range<usize>>,
+    opening_texts: [Text; 3],
     opening_seen: u32,
     opening_in_rate_rule: bool,
     /// Headers by their names' first bytes.
@@ -385,6 +385,7 @@ impl<'a> Cursor<'a> {
                 }
             };
             found.opening = Some(begins..ends);
+            found.opening_texts = [found.web_acl, found.waf_rule, found.action];
             found.opening_seen = found.seen;
         }
         Some(())
