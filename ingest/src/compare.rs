@@ -147,7 +147,7 @@ impl Random {
     }
 
     fn below(&mut self, end: usize) -> usize {
-        ((self.next() >> 32) * end as u64 >> 32) as usize
+        (((self.next() >> 32) * end as u64) >> 32) as usize
     }
 
     fn of<'t>(&mut self, all: &[&'t str]) -> &'t str {

@@ -701,7 +701,7 @@ fn litlen_symbol(symbol: u32) -> (u32, u32, u32) {
         257..=264 => (symbol - 254, 0, 0),
         265..=284 => {
             let (step, extra_bits) = ((symbol - 265) % 4, (symbol - 261) / 4);
-            ((4 + step << extra_bits) + 3, extra_bits, 0)
+            (((4 + step) << extra_bits) + 3, extra_bits, 0)
         }
         285 => (MATCH_MAX as u32, 0, 0),
         _ => (0, 0, EXCEPTIONAL),
@@ -713,7 +713,7 @@ fn offset_symbol(symbol: u32) -> (u32, u32, u32) {
         0..=3 => (symbol + 1, 0, 0),
         4..=29 => {
             let (step, extra_bits) = (symbol % 2, symbol / 2 - 1);
-            ((2 + step << extra_bits) + 1, extra_bits, 0)
+            (((2 + step) << extra_bits) + 1, extra_bits, 0)
         }
         _ => (0, 0, EXCEPTIONAL),
     }
