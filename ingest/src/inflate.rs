@@ -2,7 +2,7 @@
 //!
 //! DEFLATE (RFC 1951) in gzip (RFC 1952), written for what is most of our work: text in which nearly everything has been
 //! said before, so that long matches are the rule, read as a stream into a buffer that stays in the cache. On WAF logs it
-//! takes less than half the time of the general decoders that can read a stream (`docs/benchmarks.md` has the numbers), and
+//! takes less than half the time of the general decoders that can read a stream, and
 //! its memory does not depend on what is unpacked. What it accepts is what zlib accepts; tests compare the two.
 //!
 //! A code is looked up in a table by the next bits of the input, as in zlib and libdeflate: one look-up for codes of up to
