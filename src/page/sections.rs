@@ -192,12 +192,12 @@ impl Report<'_> {
                 @if timeline.allowed.is_empty() {
                     p { "There was no request." }
                 } @else {
-                    p { "Requests every " (span_of(timeline.step_s)) ", UTC. Each line above the columns is a ban, from its first minute to its last." }
+                    p { "Requests every " (span_of(timeline.step_s)) ", UTC. Bans are bars above the columns; where they are too many for that, a line counts those in force." }
                     ul.legend {
                         li { i.allowed {} "allowed" }
                         li { i.blocked {} "blocked by WAF" }
                         li { i.stopped {} (stopped) }
-                        li { i.bar {} "a ban; with very many bans, a line counts those in force" }
+                        li { i.bar {} "a ban" }
                     }
                     div.chart data-chart="timeline" data-readout="readout" role="img" aria-label=(text) {}
                     output.readout id="readout" {}
