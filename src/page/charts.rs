@@ -102,7 +102,13 @@ fn in_force(steps: &Steps, bans: &[(Minute, Minute)]) -> Vec<u32> {
     let mut most = vec![0u32; steps.count];
     let (mut now, mut at) = (0i64, 0);
     for (index, most) in most.iter_mut().enumerate() {
-        let end = steps.begin(index) + steps.step;
+        let begin = steps.begin(index);
+        let end = begin + steps.step;
+        // What ends as the step begins does not hold in it.
+        while at < changes.len() && changes[at].0 <= begin {
+            now += changes[at].1;
+            at += 1;
+        }
         *most = u32::try_from(now).unwrap_or(0);
         while at < changes.len() && changes[at].0 < end {
             now += changes[at].1;
