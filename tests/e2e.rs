@@ -297,7 +297,7 @@ impl<'a> Firehose<'a> {
             sent.write(&mut text, number).unwrap();
             text.push(b'\n');
         }
-        let members = if self.delivered % 2 == 0 { 1 } else { 3 };
+        let members = if self.delivered.is_multiple_of(2) { 1 } else { 3 };
         let mut bytes = Vec::new();
         for member in text.chunks(text.len().div_ceil(members)) {
             let mut gzip = GzEncoder::new(&mut bytes, Compression::fast());

@@ -1032,9 +1032,12 @@ fn settled(api: &Api, name: &str) -> Result<Value, String> {
     }))
 }
 
+/// What a stack has under which name.
+type Named = BTreeMap<String, String>;
+
 /// A stack's outputs and resources.
-fn described(api: &Api, name: &str) -> Result<(BTreeMap<String, String>, BTreeMap<String, String>), String> {
-    let by = |list: &Value, key: &str, value: &str| -> BTreeMap<String, String> {
+fn described(api: &Api, name: &str) -> Result<(Named, Named), String> {
+    let by = |list: &Value, key: &str, value: &str| -> Named {
         let items = list.as_array().into_iter().flatten();
         let text = |item: &Value, member: &str| item[member].as_str().unwrap_or_default().to_owned();
         items.map(|item| (text(item, key), text(item, value))).collect()

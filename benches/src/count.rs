@@ -85,14 +85,9 @@ impl Bare {
 pub(crate) fn bare(paths: &[PathBuf], threads: usize) -> io::Result<Answer> {
     let policy = Policy::default_policy();
     let wants = Wants::nothing();
-    let parts = each_object(
-        paths,
-        threads,
-        || Bare::default(),
-        |bare, log| {
-            ingest::scan_for(log, &wants, |request| bare.count(request));
-        },
-    )?;
+    let parts = each_object(paths, threads, Bare::default, |bare, log| {
+        ingest::scan_for(log, &wants, |request| bare.count(request));
+    })?;
     drop(policy);
     let all = parts.into_iter().reduce(|mut all, part| {
         all.join(part);

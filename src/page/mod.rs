@@ -3,7 +3,7 @@
 //! [`Report`] is what a page says and [`Report::html`] the page; `sections` writes its parts, `charts` counts what its
 //! pictures show, `live` adds what only a running deployment has. The page works offline and without a script, which only
 //! draws pictures, sorts and searches. Text from logs is escaped by maud wherever it appears and in the data for the
-//! script by [`json_for_html`]; a Content-Security-Policy with the hashes of our own script and style is the second wall.
+//! script by `json_for_html`; a Content-Security-Policy with the hashes of our own script and style is the second wall.
 //!
 //! Every list has a limit, so that ten million requests make no larger page than ten thousand. What is cut is ranked
 //! first, and the page says how much is missing.
