@@ -1016,19 +1016,14 @@ fn carry_undated(
 /// A network without the allowed parts of it: the old allow rule came before the deny rule.
 fn without(net: IpNet, policy: &Policy) -> Vec<IpNet> {
     let inside = |allow: &IpNet| net.contains(allow) && *allow != net;
-    let Some(allow) = policy.allows.iter().map(|allow| allow.cidr).find(inside) else {
+    if !policy.allows.iter().any(|allow| inside(&allow.cidr)) {
         return vec![net];
-    };
-    let halves: Vec<IpNet> = net.subnets(net.prefix_len() + 1).into_iter().flatten().collect();
+    }
+    let halves = net.subnets(net.prefix_len() + 1).into_iter().flatten();
+    let allowed = |half: &IpNet| policy.allows.iter().any(|allow| allow.cidr.contains(half));
     halves
-        .into_iter()
-        .flat_map(|half| {
-            if half == allow || allow.contains(&half) {
-                Vec::new()
-            } else {
-                without(half, policy)
-            }
-        })
+        .filter(|half| !allowed(half))
+        .flat_map(|half| without(half, policy))
         .collect()
 }
 

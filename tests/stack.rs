@@ -982,11 +982,9 @@ fn send(
         let key = format!("{version}/{function}.zip");
         put(&key, &packed(aws, function));
         let binary = format!("BuildProperties: {{Binary: {function}-lambda}}\n    Properties:\n");
-        template = replaced(
-            &template,
-            &binary,
-            &format!("{binary}      CodeUri: s3://{bucket}/{key}\n"),
-        );
+        // More than one function may be made of a binary.
+        assert!(template.contains(&binary), "{binary}");
+        template = template.replace(&binary, &format!("{binary}      CodeUri: s3://{bucket}/{key}\n"));
     }
     let file: PathBuf = aws.temporary().join(format!("{name}-{version}.yaml"));
     fs::write(&file, template).unwrap();
