@@ -12,9 +12,6 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::engine::{Engine, TickError};
 use crate::store::{Condition, Store, StoreError};
 
-/// How often a decision is made again because somebody else saved the ledger meanwhile.
-const ATTEMPTS_MAX: u32 = 10;
-
 /// What a person wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
@@ -60,17 +57,9 @@ impl From<StoreError> for Undecided {
 /// When it makes no sense, or can't be written.
 pub async fn decide<S: Store, L>(engine: &Engine<S, L>, decision: &Decision, now: Minute) -> Result<String, Undecided> {
     let (policy, _) = engine.policy_in_use().await?;
-    for _ in 0..ATTEMPTS_MAX {
-        let (mut ledger, version) = engine.ledger().await?;
-        let done = decision.carry_out(&mut ledger, &policy, now)?;
-        match engine.save(&ledger, version).await {
-            Err(error) if error.is_conflict() => continue,
-            saved => saved?,
-        }
-        decision.keep(&engine.store, now).await?;
-        return Ok(done);
-    }
-    Err(TickError::Contended.into())
+    let done = engine.change(|ledger| decision.carry_out(ledger, &policy, now)).await?;
+    decision.keep(&engine.store, now).await?;
+    Ok(done)
 }
 
 impl Decision {

@@ -215,14 +215,18 @@ pub async fn deployment(store: &impl Store) -> Result<Deployment, StoreError> {
 /// # Errors
 /// When it is none, or one of a newer version; the reason, for people.
 pub fn parse(json: &[u8]) -> Result<Deployment, String> {
-    let deployment: Deployment = serde_json::from_slice(json).map_err(|error| error.to_string())?;
-    if deployment.version != DEPLOYMENT_VERSION {
+    // The version first: in a newer one anything else may have changed.
+    #[derive(serde::Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let Versioned { version } = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+    if version != DEPLOYMENT_VERSION {
         return Err(format!(
-            "it is of version {}, and this Palisade reads version {DEPLOYMENT_VERSION}: update Palisade",
-            deployment.version
+            "it is of version {version}, and this Palisade reads version {DEPLOYMENT_VERSION}: update Palisade"
         ));
     }
-    Ok(deployment)
+    serde_json::from_slice(json).map_err(|error| error.to_string())
 }
 
 /// Writes what a stack says about itself into the state, unless it stands there, so that the command line finds the IP sets
@@ -283,5 +287,11 @@ mod tests {
             keep(&store, &said).await.unwrap();
             assert_eq!(deployment(&store).await.unwrap(), said, "{other}");
         }
+    }
+
+    #[test]
+    fn a_newer_deployment_is_said_to_be_newer_whatever_else_has_changed() {
+        assert!(parse(br#"{"version":9}"#).unwrap_err().contains("version 9"));
+        assert!(parse(br#"{"version":1}"#).unwrap_err().contains("targets"));
     }
 }

@@ -36,6 +36,9 @@ pub const RUNS_KEY: &str = "runs.json";
 /// How many runs are kept: an hour of them.
 pub const RUNS_MAX: usize = 60;
 
+/// How often a decision by hand is made again because somebody else saved the ledger meanwhile.
+const CHANGE_ATTEMPTS_MAX: u32 = 10;
+
 /// How often a tick judges again because somebody else saved the ledger meanwhile.
 const LEDGER_ATTEMPTS_MAX: u32 = 5;
 
@@ -82,7 +85,7 @@ pub enum TickError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Something in the state is of a newer version, or damaged.
-    #[error("`{key}`: {source}")]
+    #[error("failed to read `{key}`")]
     Format {
         /// Which key.
         key: String,
@@ -94,7 +97,7 @@ pub enum TickError {
     #[error("policy `{POLICY_KEY}` was rejected, and there is none that was used before")]
     Policy(#[source] PolicyError),
     /// Somebody else kept saving the ledger.
-    #[error("the ledger was saved by somebody else {LEDGER_ATTEMPTS_MAX} times in a row")]
+    #[error("the ledger was saved by somebody else again and again")]
     Contended,
 }
 
@@ -326,6 +329,27 @@ impl<S: Store, L> Engine<S, L> {
         self.store.put(RUNS_KEY, text, Condition::Always).await.map(|_| ())
     }
 
+    /// Changes the ledger; made again when somebody else was faster, so that a person and an updater never undo each other's
+    /// work.
+    ///
+    /// # Errors
+    /// What `change` says, and nothing is saved then; or when the ledger can't be read or saved.
+    pub async fn change<T, E>(&self, change: impl Fn(&mut Ledger) -> Result<T, E>) -> Result<T, E>
+    where
+        E: From<TickError>,
+    {
+        for _ in 0..CHANGE_ATTEMPTS_MAX {
+            let (mut ledger, version) = self.ledger().await?;
+            let done = change(&mut ledger)?;
+            match self.save(&ledger, version).await {
+                Err(error) if error.is_conflict() => continue,
+                saved => saved.map_err(TickError::from)?,
+            }
+            return Ok(done);
+        }
+        Err(TickError::Contended.into())
+    }
+
     /// Notes that every IP set has been seen without these networks, so that they need not be remembered as ours. Call it
     /// when all targets were reconciled without a failure. If somebody saves the ledger meanwhile, the next minute does it.
     ///
@@ -528,7 +552,7 @@ impl<S: Store, L: Logs> Engine<S, L> {
                 Ok(tally) => self.seen.add(key, tally),
                 Err(error) => {
                     summary.left += 1;
-                    summary.problems.push(error.to_string());
+                    summary.problems.push(chain(&error));
                 }
             }
         }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use analyzer::client::parse_cidr;
 use analyzer::policy::Mode;
-use analyzer::{Ledger, Manual, ManualKind, Minute, Policy, Span, lint, rehearse};
+use analyzer::{Manual, ManualKind, Minute, Policy, Span, lint, rehearse};
 use clap::Args;
 
 use super::exit::{Exit, Failure};
@@ -416,29 +416,6 @@ pub(super) async fn policy_in_force(store: &State) -> Result<Policy, Failure> {
             Failure::new(format!("policy `{POLICY_KEY}` was rejected\n\n{}", error.message)).exit(Exit::PolicyRejected)
         }),
     }
-}
-
-/// How often a decision by hand is made again because somebody else saved the ledger meanwhile.
-const ATTEMPTS_MAX: u32 = 10;
-
-/// Changes the ledger; made again when somebody else was faster.
-pub(super) async fn change<T>(
-    store: &State,
-    policy: &Policy,
-    change: impl Fn(&mut Ledger, &Policy, Minute) -> Result<T, Failure>,
-) -> Result<T, Failure> {
-    let now = this_minute();
-    let engine = Engine::new(store.clone(), ());
-    for _ in 0..ATTEMPTS_MAX {
-        let (mut ledger, version) = engine.ledger().await?;
-        let done = change(&mut ledger, policy, now)?;
-        match engine.save(&ledger, version).await {
-            Err(error) if error.is_conflict() => continue,
-            saved => saved?,
-        }
-        return Ok(done);
-    }
-    Err(Failure::from(TickError::Contended))
 }
 
 /// Carries out a decision by hand and says what was done.

@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::exit::{Exit, Failure};
 use super::output::{HEADING, Printer, count, several, short, stdout, table, write_table};
 use super::progress::Bar;
+use super::replay::{ROWS_MAX, more};
 use super::time::shown;
 use super::{LogArgs, ending, load_policy};
 use crate::replay::{Collect, Count, Replay, read};
@@ -340,20 +341,6 @@ impl Diff {
             },
         )
     }
-}
-
-/// More rows than this are for programs.
-const ROWS_MAX: usize = 100;
-
-fn more(out: &mut impl Write, length: usize) -> io::Result<()> {
-    if length > ROWS_MAX {
-        writeln!(
-            out,
-            " … and {} more, all of which `--json` shows",
-            count((length - ROWS_MAX) as u64)
-        )?;
-    }
-    writeln!(out)
 }
 
 fn cells(fate: &Fate) -> [String; 5] {

@@ -22,11 +22,11 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 use ingest::object_key;
 
-use super::deployment::{StateArgs, change, policy_in_force, runtime, this_minute};
+use super::deployment::{StateArgs, policy_in_force, runtime, this_minute};
 use super::exit::{Exit, Failure};
 use super::output::{HEADING, Printer, several, stdout, table, write_table};
 use crate::enforce::Enforcer;
-use crate::engine::{Engine, tally_key};
+use crate::engine::{Engine, TickError, tally_key};
 use crate::inputs::describe;
 use crate::logs::Logs;
 use crate::place::{Aws, LogPlace, Place, State};
@@ -111,6 +111,8 @@ impl Drill<'_> {
         let (ledger, _) = engine.ledger().await?;
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = this_minute();
+        // A misspelt place would get our object, and nobody would ever find it there.
+        engine.logs.list(now, now).await?;
         let mark = format!("palisade-drill/{:x}", since.as_millis());
         let address = stranger(&policy, &ledger, now, since.subsec_nanos())?;
         let attack = Attack::choose(&policy, address, &mark, now)?;
@@ -361,15 +363,18 @@ impl Drill<'_> {
         began: Minute,
     ) -> Result<Exit, Failure> {
         let net = client.net();
-        let ended = change(&self.engine.store, &self.policy, |ledger, _, now| {
+        let now = this_minute();
+        let ended = self.engine.change(|ledger| {
             let offender = ledger.offenders.get_mut(&client);
             // The slate begins here, so that what was counted of the drill bans nobody again.
-            Ok(offender
-                .filter(|offender| offender.ban.in_force(now) && offender.ban.from >= began)
-                .map(|offender| {
-                    offender.ban.until = now;
-                    offender.ban.action
-                }))
+            Ok::<_, TickError>(
+                offender
+                    .filter(|offender| offender.ban.in_force(now) && offender.ban.from >= began)
+                    .map(|offender| {
+                        offender.ban.until = now;
+                        offender.ban.action
+                    }),
+            )
         });
         match ended.await {
             Ok(Some(action)) => {

@@ -169,7 +169,7 @@ pub(super) fn summary_of<C>(reading: &Reading<C>, tally: &Tally, events: &[Event
 }
 
 /// More rows than this are for programs.
-const ROWS_MAX: usize = 100;
+pub(super) const ROWS_MAX: usize = 100;
 
 fn write_tables(
     out: &mut impl Write,
@@ -308,7 +308,8 @@ pub(super) fn write_verdicts(out: &mut impl Write, policy: &Policy, events: &[Ev
     Ok(())
 }
 
-fn more(out: &mut impl Write, length: usize) -> io::Result<()> {
+/// Says how many rows a table leaves out.
+pub(super) fn more(out: &mut impl Write, length: usize) -> io::Result<()> {
     if length > ROWS_MAX {
         writeln!(
             out,
