@@ -13,7 +13,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 use std::str;
 
-use memchr::{memchr, memchr_iter, memchr2};
+use memchr::{memchr, memchr_iter};
+use wide::i8x16;
 
 use crate::record::{TIMESTAMP_MS_MAX, TIMESTAMP_MS_MIN};
 use crate::request::{Header, Request, Wants};
@@ -42,7 +43,7 @@ const OPENINGS: usize = 4;
 const OPENING_BYTES_MAX: usize = 16 * 1024;
 
 /// What stood between a record's time and the value of its first rate-based rule, or its list of those rules. Where the same
-/// bytes stand there again, they mean the same, and they were checked. There is no backslash in it.
+/// bytes stand there again, they mean the same, and they were checked.
 #[derive(Default)]
 struct Opening {
     text: Vec<u8>,
@@ -54,8 +55,8 @@ struct Opening {
     in_rate_rule: bool,
 }
 
-/// How many header lines are kept, each in the place that the first bytes of its name give.
-const HEADERS_KEPT: usize = 64;
+/// How many header lines are kept, each in the place that some bytes of its name and value give.
+const HEADERS_KEPT: usize = 256;
 
 /// Longer headers are not kept.
 const HEADER_BYTES_MAX: usize = 512;
@@ -66,50 +67,46 @@ struct KnownHeader {
     text: Vec<u8>,
     name: Text,
     value: Text,
-    quotes_escaped: usize,
     is_host: bool,
     is_wanted: bool,
 }
 
-impl Lists {
-    /// Takes the memory of a request's lists back.
-    pub(crate) fn reclaim(&mut self, request: Request<'_>) {
-        self.headers = emptied(request.headers);
-        self.labels = emptied(request.labels);
-    }
-}
-
-/// The record at the front of these bytes and its length, or `None` if it is to be read tolerantly.
-pub(crate) fn read<'a>(bytes: &'a [u8], wants: &Wants, lists: &mut Lists) -> Option<(Request<'a>, usize)> {
+/// Lends the record at the front of these bytes to `each`. Gives its length, or `None` if it is to be read tolerantly.
+pub(crate) fn read(
+    bytes: &[u8],
+    wants: &Wants,
+    lists: &mut Lists,
+    each: &mut impl FnMut(&Request<'_>),
+) -> Option<usize> {
     let found = &mut lists.found;
     found.clear();
     let mut cursor = Cursor {
         bytes: &bytes[..bytes.len().min(LENGTH_MAX)],
         at: 0,
-        quotes_escaped: 0,
     };
     cursor.record(wants, found, &lists.openings)?;
+    let length = cursor.at;
     let client_ip = found.client_ip?;
     if !(TIMESTAMP_MS_MIN..TIMESTAMP_MS_MAX).contains(&found.timestamp_ms) {
         return None;
     }
-    let record = Checked::new(&bytes[..cursor.at], found.known, cursor.quotes_escaped)?;
     if let Some(opening) = &found.opening {
         lists.openings[lists.oldest].keep(bytes, opening, found);
         lists.oldest = (lists.oldest + 1) % OPENINGS;
     }
+    let record = Checked::new(&bytes[..length], found.headers_end)?;
     let host = match record.text(found.host)? {
         host if host.is_empty() => record.text(found.host_header)?,
         host => host,
     };
-    let mut headers: Vec<Header<'a>> = std::mem::take(&mut lists.headers);
+    let mut headers: Vec<Header<'_>> = std::mem::take(&mut lists.headers);
     for (name, value) in &found.headers {
         headers.push(Header {
             name: record.text(*name)?,
             value: record.text(*value)?,
         });
     }
-    let mut labels: Vec<Cow<'a, str>> = std::mem::take(&mut lists.labels);
+    let mut labels: Vec<Cow<'_, str>> = std::mem::take(&mut lists.labels);
     for label in &found.labels {
         labels.push(record.text(*label)?);
     }
@@ -131,7 +128,10 @@ pub(crate) fn read<'a>(bytes: &'a [u8], wants: &Wants, lists: &mut Lists) -> Opt
         response_code: found.response_code,
         request_id: something(record.text(found.request_id)?, "null"),
     };
-    Some((request, cursor.at))
+    each(&request);
+    lists.headers = emptied(request.headers);
+    lists.labels = emptied(request.labels);
+    Some(length)
 }
 
 /// Where a string is, without its quotes. The default is no string.
@@ -139,8 +139,7 @@ pub(crate) fn read<'a>(bytes: &'a [u8], wants: &Wants, lists: &mut Lists) -> Opt
 struct Text {
     begins: u32,
     ends: u32,
-    /// Whether quotes with a backslash before them are in it.
-    has_quotes: bool,
+    has_escapes: bool,
 }
 
 impl Text {
@@ -174,7 +173,7 @@ impl Opening {
     /// Keeps a part of a record that has been checked.
     fn keep(&mut self, bytes: &[u8], part: &Range<usize>, found: &Found) {
         let text = &bytes[part.clone()];
-        if text.len() > OPENING_BYTES_MAX || memchr(b'\\', text).is_some() {
+        if text.len() > OPENING_BYTES_MAX {
             return;
         }
         self.text.clear();
@@ -208,15 +207,15 @@ struct Found {
     headers: Vec<(Text, Text)>,
     /// The first `Host` header's value.
     host_header: Text,
-    /// Up to here the record is a known opening; what is before needs no check but for its time.
-    known: usize,
+    /// Where the headers end; most texts are behind them.
+    headers_end: usize,
     /// An opening that is not known yet, with the web ACL, rule and action in it, for they may come later too, the keys seen
     /// up to its end, and whether it ends in a rate-based rule.
     opening: Option<Range<usize>>,
     opening_texts: [Text; 3],
     opening_seen: u32,
     opening_in_rate_rule: bool,
-    /// Headers by their names' first bytes.
+    /// Headers by some of their bytes.
     known_headers: Vec<KnownHeader>,
 }
 
@@ -269,8 +268,6 @@ enum Key {
 struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,
-    /// How many quotes with a backslash before them were met.
-    quotes_escaped: usize,
 }
 
 impl<'a> Cursor<'a> {
@@ -323,11 +320,9 @@ impl<'a> Cursor<'a> {
             return false;
         }
         self.at += opening.text.len();
-        let known = self.at;
         if opening.in_rate_rule {
-            let quotes_before = self.quotes_escaped;
             if self.string().is_none() || !self.literal(b"}]") {
-                (self.at, self.quotes_escaped) = (begins, quotes_before);
+                self.at = begins;
                 return false;
             }
         } else if self.skip(DEPTH_MAX).is_none() {
@@ -335,7 +330,6 @@ impl<'a> Cursor<'a> {
             self.at = self.bytes.len();
             return true;
         }
-        found.known = known;
         found.seen |= opening.seen;
         found.web_acl = opening.web_acl.moved(begins);
         found.waf_rule = opening.waf_rule.moved(begins);
@@ -372,16 +366,16 @@ impl<'a> Cursor<'a> {
             self.rule_groups()?;
         }
         if self.literal(br#","rateBasedRuleList":"#) {
-            let list = (self.at, self.quotes_escaped);
+            let list = self.at;
             let ends = match self.rate_rule() {
                 Some(ends) => {
                     found.opening_in_rate_rule = true;
                     ends
                 }
                 None => {
-                    (self.at, self.quotes_escaped) = list;
+                    self.at = list;
                     self.skip(DEPTH_MAX)?;
-                    list.0
+                    list
                 }
             };
             found.opening = Some(begins..ends);
@@ -455,7 +449,10 @@ impl<'a> Cursor<'a> {
                 found.client_ip = Some(address(&self.bytes[text.begins as usize..text.ends as usize])?);
             }
             Key::Country => found.country = self.text_or_null()?,
-            Key::Headers => self.headers(wants, found)?,
+            Key::Headers => {
+                self.headers(wants, found)?;
+                found.headers_end = self.at;
+            }
             Key::Uri => found.uri = self.text()?,
             Key::Args => found.args = self.text()?,
             Key::Method => found.method = self.text()?,
@@ -550,30 +547,24 @@ impl<'a> Cursor<'a> {
         const BEGINS: &[u8; 9] = br#"{"name":""#;
         let begins = self.at;
         let rest = self.bytes.get(begins..)?;
-        let name = u64::from_le_bytes(*rest.get(BEGINS.len()..)?.first_chunk()?);
-        let place = (name.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58) as usize % HEADERS_KEPT;
+        // Names that begin alike, such as those of `sec-fetch-…`, differ in the second word, long values mostly in the third.
+        let word = |at| Some(u64::from_le_bytes(*rest.get(at..)?.first_chunk()?));
+        let words = word(9)? ^ word(17)?.rotate_left(25) ^ word(48)?.rotate_left(42);
+        let place = (words.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as usize % HEADERS_KEPT;
         let known = &mut found.known_headers[place];
-        if known.text.is_empty() || !rest.starts_with(&known.text) {
+        if known.text.is_empty() || !begins_with(rest, &known.text) {
             if !self.literal(BEGINS) {
                 return None;
             }
-            let name_begins = self.at;
+            let name = self.string()?;
             // With an escape it may be any name.
-            let name_ends = find::<true>(self.bytes, name_begins)?;
-            self.at = name_ends;
-            if !self.literal(br#"","value":""#) {
+            if name.has_escapes || !self.literal(br#","value":""#) {
                 return None;
             }
-            let quotes_before = self.quotes_escaped;
             let value = self.string()?;
-            let name = &self.bytes[name_begins..name_ends];
-            known.name = Text {
-                begins: (name_begins - begins) as u32,
-                ends: (name_ends - begins) as u32,
-                has_quotes: false,
-            };
+            known.name = name.seen_from(begins);
             known.value = value.seen_from(begins);
-            known.quotes_escaped = self.quotes_escaped - quotes_before;
+            let name = &self.bytes[name.begins as usize..name.ends as usize];
             known.is_host = name.eq_ignore_ascii_case(b"host");
             known.is_wanted = wants.header(name);
             known.text.clear();
@@ -582,7 +573,6 @@ impl<'a> Cursor<'a> {
             }
         } else {
             self.at += known.text.len();
-            self.quotes_escaped += known.quotes_escaped;
         }
         if known.is_host && found.host_header.ends == 0 {
             found.host_header = known.value.moved(begins);
@@ -621,13 +611,13 @@ impl<'a> Cursor<'a> {
         }
         self.expect(b'[')?;
         loop {
-            let before = (self.at, self.quotes_escaped);
+            let before = self.at;
             let quiet = self.literal(br#"{"ruleGroupId":""#)
                 && self.string().is_some()
                 && self.literal(br#","terminatingRule":null,"nonTerminatingMatchingRules":[],"excludedRules":null"#)
                 && (self.literal(br#","customerConfig":null}"#) || self.literal(b"}"));
             if !quiet {
-                (self.at, self.quotes_escaped) = before;
+                self.at = before;
                 self.skip(DEPTH_MAX)?;
             }
             match self.next()? {
@@ -708,34 +698,53 @@ impl<'a> Cursor<'a> {
         is_next
     }
 
-    /// Goes past a string whose opening quote has been passed, and its closing quote.
+    /// Goes past a string whose opening quote has been passed, and its closing quote. The string is UTF-8, has no raw control
+    /// characters, and its escapes stand for something.
     #[inline(always)]
     fn string(&mut self) -> Option<Text> {
         let begins = self.at;
-        let quotes_before = self.quotes_escaped;
-        let mut from = begins;
-        loop {
-            let quote = find::<false>(self.bytes, from)?;
-            self.at = quote + 1;
-            // Before the first byte is the opening quote.
-            if self.bytes[quote - 1] != b'\\' || !self.is_escaped(quote) {
-                return Some(Text {
-                    begins: begins as u32,
-                    ends: quote as u32,
-                    has_quotes: self.quotes_escaped != quotes_before,
-                });
-            }
-            from = quote + 1;
+        let stop = plain(self.bytes, begins);
+        if *self.bytes.get(stop)? != b'"' {
+            return self.odd_string(begins, stop);
         }
+        self.at = stop + 1;
+        Some(Text {
+            begins: begins as u32,
+            ends: stop as u32,
+            has_escapes: false,
+        })
     }
 
-    /// Whether the quote at this position, behind a backslash, is a part of its string.
+    /// Goes past a string with something else in it, at `stop` for the first time, than printable ASCII.
     #[inline(never)]
-    fn is_escaped(&mut self, quote: usize) -> bool {
-        let backslashes = self.bytes[..quote].iter().rev().take_while(|byte| **byte == b'\\');
-        let escaped = backslashes.count() % 2 == 1;
-        self.quotes_escaped += usize::from(escaped);
-        escaped
+    fn odd_string(&mut self, begins: usize, stop: usize) -> Option<Text> {
+        let mut from = stop;
+        let ends = loop {
+            let quote = from + memchr(b'"', self.bytes.get(from..)?)?;
+            let backslashes = self.bytes[begins..quote]
+                .iter()
+                .rev()
+                .take_while(|byte| **byte == b'\\');
+            if backslashes.count() % 2 == 0 {
+                break quote;
+            }
+            from = quote + 1;
+        };
+        let odd = &self.bytes[stop..ends];
+        if odd.iter().any(|byte| *byte < b' ') {
+            return None;
+        }
+        let has_escapes = memchr(b'\\', odd).is_some();
+        if has_escapes && !escapes_are_good(odd) {
+            return None;
+        }
+        str::from_utf8(odd).ok()?;
+        self.at = ends + 1;
+        Some(Text {
+            begins: begins as u32,
+            ends: ends as u32,
+            has_escapes,
+        })
     }
 
     /// Goes past a key and its colon.
@@ -776,48 +785,20 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// A record whose strings hold nothing but what they may: UTF-8, no raw control characters, escapes that stand for something.
+/// A record of which every string has been checked.
 struct Checked<'a> {
     record: &'a [u8],
-    /// What was checked now, from here on.
+    /// What is behind the headers, where most texts are: known to be UTF-8 at once, which is cheaper.
     rest: &'a str,
     rest_begins: usize,
-    /// There are other escapes than those of quotes.
-    has_escapes: bool,
 }
 
 impl<'a> Checked<'a> {
-    /// What is before `known` was checked before, and has no backslashes. All others are inside strings, for elsewhere the
-    /// cursor would have given up.
-    fn new(record: &'a [u8], known: usize, quotes_escaped: usize) -> Option<Checked<'a>> {
-        let rest = &record[known..];
-        let (chunks, last) = rest.as_chunks::<128>();
-        let (mut lowest, mut backslashes) = (u8::MAX, 0);
-        for chunk in chunks {
-            let mut in_chunk = 0u8;
-            for byte in chunk {
-                lowest = lowest.min(*byte);
-                in_chunk += u8::from(*byte == b'\\');
-            }
-            backslashes += usize::from(in_chunk);
-        }
-        for byte in last {
-            lowest = lowest.min(*byte);
-            backslashes += usize::from(*byte == b'\\');
-        }
-        if lowest < b' ' {
-            return None;
-        }
-        // Mostly they stand before quotes, and those were all looked at.
-        let has_escapes = backslashes != quotes_escaped;
-        if has_escapes && !escapes_are_good(rest) {
-            return None;
-        }
+    fn new(record: &'a [u8], rest_begins: usize) -> Option<Checked<'a>> {
         Some(Checked {
             record,
-            rest: str::from_utf8(rest).ok()?,
-            rest_begins: known,
-            has_escapes,
+            rest: str::from_utf8(&record[rest_begins..]).ok()?,
+            rest_begins,
         })
     }
 
@@ -829,7 +810,7 @@ impl<'a> Checked<'a> {
             Some(begins) => self.rest.get(begins..ends - self.rest_begins)?,
             None => str::from_utf8(&self.record[begins..ends]).ok()?,
         };
-        if text.has_quotes || (self.has_escapes && memchr(b'\\', raw.as_bytes()).is_some()) {
+        if text.has_escapes {
             return unescaped(raw).map(Cow::Owned);
         }
         Some(Cow::Borrowed(raw))
@@ -916,46 +897,37 @@ fn v4(text: &[u8]) -> Option<Ipv4Addr> {
     (at == 3 && digits > 0).then(|| Ipv4Addr::from(octets))
 }
 
-/// The first quote from this position on; `None` too if `NO_ESCAPES` are allowed and one comes before it. Short strings are
-/// the rule, so words of eight bytes come first.
+/// Where printable ASCII without quotes and backslashes ends, from this position on.
 #[inline(always)]
-fn find<const NO_ESCAPES: bool>(bytes: &[u8], from: usize) -> Option<usize> {
+fn plain(bytes: &[u8], from: usize) -> usize {
     let mut at = from;
-    for _ in 0..4 {
-        let Some(word) = bytes.get(at..).and_then(<[u8]>::first_chunk::<8>) else {
-            break;
-        };
-        let word = u64::from_le_bytes(*word);
-        let quotes = equal(word, b'"');
-        let stops = if NO_ESCAPES {
-            quotes | equal(word, b'\\')
-        } else {
-            quotes
-        };
+    while let Some(piece) = bytes.get(at..).and_then(<[u8]>::first_chunk::<16>) {
+        let piece = i8x16::new(piece.map(|byte| byte as i8));
+        // As signed numbers, bytes beyond ASCII are below zero.
+        let stops = piece.simd_eq(i8x16::splat(b'"' as i8))
+            | piece.simd_eq(i8x16::splat(b'\\' as i8))
+            | piece.simd_lt(i8x16::splat(b' ' as i8));
+        let stops = stops.to_bitmask();
         if stops != 0 {
-            // The lowest bit is right; those above it may not be.
-            let first = stops & stops.wrapping_neg();
-            return (first & quotes != 0).then_some(at + first.trailing_zeros() as usize / 8);
+            return at + stops.trailing_zeros() as usize;
         }
-        at += 8;
+        at += 16;
     }
-    let rest = bytes.get(at..)?;
-    let found = if NO_ESCAPES {
-        memchr2(b'"', b'\\', rest)
-    } else {
-        memchr(b'"', rest)
-    };
-    found.map(|found| at + found).filter(|found| bytes[*found] == b'"')
+    let is_plain = |byte: &&u8| !matches!(**byte, b'"' | b'\\' | 0..b' ' | 0x80..);
+    at + bytes.get(at..).unwrap_or_default().iter().take_while(is_plain).count()
 }
 
-/// Words whose bytes are all one.
-const ONES: u64 = u64::from_ne_bytes([1; 8]);
-
-/// The highest bit of the lowest byte that equals `wanted` is set, none below it, and perhaps others above it.
+/// Whether `bytes` begin with `known`, for texts too short to call a function for them.
 #[inline(always)]
-fn equal(word: u64, wanted: u8) -> u64 {
-    let differing = word ^ (ONES * wanted as u64);
-    differing.wrapping_sub(ONES) & !differing & (ONES << 7)
+fn begins_with(bytes: &[u8], known: &[u8]) -> bool {
+    let Some(bytes) = bytes.get(..known.len()) else {
+        return false;
+    };
+    let (Some(last), Some(known_last)) = (bytes.last_chunk::<16>(), known.last_chunk::<16>()) else {
+        return bytes == known;
+    };
+    let (pieces, known_pieces) = (bytes.as_chunks::<16>().0, known.as_chunks::<16>().0);
+    last == known_last && pieces.iter().zip(known_pieces).all(|(piece, known)| piece == known)
 }
 
 /// The memory of a list without what was in it.

@@ -43,10 +43,12 @@ const INPUT_MARGIN: usize = 32;
 
 // An entry of a table: from the lowest bit on 8 bits with the bits to take (the code and its extra bits), 4 bits with those
 // of the code alone, flags, and from bit 16 on the value: a literal, the least length or offset, or where a subtable begins.
+// A literal may have the one after it with it, whose code counts as extra bits and whose value, ASCII, begins at bit 24.
 const LITERAL: u32 = 1 << 31;
 const EXCEPTIONAL: u32 = 1 << 15;
 const SUBTABLE: u32 = 1 << 14;
 const END_OF_BLOCK: u32 = 1 << 13;
+const PAIR: u32 = 1 << 12;
 
 /// What no code leads to.
 const INVALID: u32 = EXCEPTIONAL | 1 << 8 | 1;
@@ -362,6 +364,7 @@ impl<R: BufRead> Gunzip<R> {
         if build(&mut *self.litlen, LITLEN_BITS, &lengths[..litlens], litlen_symbol) == Code::Invalid {
             return Err(damaged("invalid code of literals and lengths"));
         }
+        pair_literals(&mut self.litlen);
         let offsets = &lengths[litlens..litlens + offsets];
         if build(&mut *self.offset, OFFSET_BITS, offsets, offset_symbol) == Code::Invalid {
             return Err(damaged("invalid code of offsets"));
@@ -488,23 +491,25 @@ impl<R: BufRead> Gunzip<R> {
                 count -= $count;
             };
         }
+        // One or two: what is not meant is overwritten.
+        macro_rules! put_literals {
+            ($found:expr) => {
+                drop_bits!($found & 0xff);
+                output[out..out + 2].copy_from_slice(&(($found >> 16 & 0x7fff) as u16).to_le_bytes());
+                out += 1 + ($found >> 12 & 1) as usize;
+            };
+        }
         while at <= last_in && out <= last_out {
             refill!();
             let mut found = litlen[low(bits, LITLEN_BITS)];
             if found & LITERAL != 0 {
-                drop_bits!(found & 0xff);
-                output[out] = (found >> 16) as u8;
-                out += 1;
+                put_literals!(found);
                 found = litlen[low(bits, LITLEN_BITS)];
                 if found & LITERAL != 0 {
-                    drop_bits!(found & 0xff);
-                    output[out] = (found >> 16) as u8;
-                    out += 1;
+                    put_literals!(found);
                     found = litlen[low(bits, LITLEN_BITS)];
                     if found & LITERAL != 0 {
-                        drop_bits!(found & 0xff);
-                        output[out] = (found >> 16) as u8;
-                        out += 1;
+                        put_literals!(found);
                         continue;
                     }
                 }
@@ -692,6 +697,23 @@ fn build(table: &mut [u32], table_bits: u32, lengths: &[u8], symbol_of: impl Fn(
         code <<= 1;
     }
     if left > 0 { Code::Incomplete } else { Code::Complete }
+}
+
+/// Puts literals together with those after them, where one look-up shows both.
+fn pair_literals(litlen: &mut [u32; LITLEN_TABLE]) {
+    // From above: what is looked up for the second one is below, and still alone.
+    for at in (0..1 << LITLEN_BITS).rev() {
+        let first = litlen[at];
+        if first & LITERAL == 0 {
+            continue;
+        }
+        let bits = first & 0xff;
+        let second = litlen[at >> bits];
+        let is_whole = bits + (second & 0xff) <= LITLEN_BITS;
+        if second & LITERAL != 0 && is_whole && second >> 16 & 0xff < 0x80 {
+            litlen[at] = (first + (second & 0xff)) | PAIR | (second >> 16 & 0x7f) << 24;
+        }
+    }
 }
 
 fn litlen_symbol(symbol: u32) -> (u32, u32, u32) {

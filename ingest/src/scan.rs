@@ -344,10 +344,8 @@ impl<'w, R: Read, F: FnMut(&Request<'_>)> Scanner<'w, R, F> {
         }
         loop {
             let bytes = self.window.bytes();
-            if let Some((request, length)) = as_written::read(bytes, self.wants, &mut self.lists) {
+            if let Some(length) = as_written::read(bytes, self.wants, &mut self.lists, &mut self.each) {
                 self.scan.requests += 1;
-                (self.each)(&request);
-                self.lists.reclaim(request);
                 self.in_binary = false;
                 self.past(length, true);
                 return true;
