@@ -722,11 +722,11 @@ pub async fn tally_object(logs: &impl Logs, policy: &Policy, object: &str) -> Re
         tokio::task::spawn_blocking(move || {
             let mut count = Count::new(&policy);
             let mut newest_ms = None;
-            let (scan, identity) = scan_identified(log, &policy.wants(), |request| {
+            let (scan, identity) = scan_identified(log, &policy.wants(), false, |request| {
                 newest_ms = newest_ms.max(Some(request.timestamp_ms));
                 count.request(request);
             });
-            (scan, identity, count.tally, newest_ms)
+            (scan, identity, count.into_tally(), newest_ms)
         })
         .await
     };

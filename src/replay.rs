@@ -42,6 +42,8 @@ pub trait Collect: Send {
     }
     /// Takes note of one request.
     fn request(&mut self, request: &Request<'_>);
+    /// Does beforehand what joining would do while other threads wait. Changes nothing that is collected.
+    fn settle(&mut self) {}
     /// Takes over what another collector noted. The order of calls must not show.
     fn join(&mut self, other: Self)
     where
@@ -93,11 +95,13 @@ pub fn read<C: Collect>(
     fresh: impl Fn() -> C + Sync,
 ) -> Reading<C> {
     let next = AtomicUsize::new(0);
+    let spare_threads = threads >= 2 * inputs.objects.len();
     // One collection for all threads: each would see most of the clients, and memory would grow with the threads.
     let all = Mutex::new((Reading::empty(fresh()), HashSet::new()));
     let work = || {
         while let Some(object) = inputs.objects.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let (here, identity) = read_object(object, period, fresh());
+            let (mut here, identity) = read_object(object, period, spare_threads, fresh());
+            here.collected.settle();
             progress.object(object.size(), here.requests);
             let mut guard = all.lock().unwrap_or_else(PoisonError::into_inner);
             let (all, known) = &mut *guard;
@@ -145,7 +149,12 @@ impl<C> Reading<C> {
 /// What tells one object's bytes from another's: their number and hash.
 pub(crate) type Identity = (u64, u128);
 
-fn read_object<C: Collect>(object: &LogObject, period: Period, collected: C) -> (Reading<C>, Option<Identity>) {
+fn read_object<C: Collect>(
+    object: &LogObject,
+    period: Period,
+    spare_thread: bool,
+    collected: C,
+) -> (Reading<C>, Option<Identity>) {
     let mut here = Reading::empty(collected);
     let wants = here.collected.wants();
     let each = |request: &Request<'_>| {
@@ -157,9 +166,9 @@ fn read_object<C: Collect>(object: &LogObject, period: Period, collected: C) -> 
         }
     };
     let (scan, identity) = match object {
-        LogObject::Stdin => scan_identified(io::stdin().lock(), &wants, each),
+        LogObject::Stdin => scan_identified(io::stdin(), &wants, spare_thread, each),
         LogObject::Remote(remote) => match remote.open() {
-            Ok(log) => scan_identified(log, &wants, each),
+            Ok(log) => scan_identified(log, &wants, spare_thread, each),
             Err(error) => {
                 let what = error.to_string();
                 here.problems.push(Problem {
@@ -170,7 +179,7 @@ fn read_object<C: Collect>(object: &LogObject, period: Period, collected: C) -> 
             }
         },
         LogObject::File(path, _) => match File::open(path) {
-            Ok(file) => scan_identified(file, &wants, each),
+            Ok(file) => scan_identified(file, &wants, spare_thread, each),
             Err(error) => {
                 here.problems.push(Problem {
                     object: object.name(),
@@ -225,9 +234,13 @@ impl<C: Collect> Reading<C> {
     }
 }
 
-/// Scans a log and says which bytes it had.
-/// Scans an object and says which it is.
-pub(crate) fn scan_identified(log: impl Read, wants: &Wants, each: impl FnMut(&Request<'_>)) -> (Scan, Identity) {
+/// Scans an object and says which it is, on two threads if one is to spare.
+pub(crate) fn scan_identified(
+    log: impl Read + Send,
+    wants: &Wants,
+    spare_thread: bool,
+    each: impl FnMut(&Request<'_>),
+) -> (Scan, Identity) {
     struct Identified<R> {
         inner: R,
         bytes: u64,
@@ -246,15 +259,19 @@ pub(crate) fn scan_identified(log: impl Read, wants: &Wants, each: impl FnMut(&R
         bytes: 0,
         hash: Xxh3::new(),
     };
-    let scan = ingest::scan_for(&mut identified, wants, each);
+    let scan = if spare_thread {
+        ingest::scan_ahead(&mut identified, wants, each)
+    } else {
+        ingest::scan_for(&mut identified, wants, each)
+    };
     (scan, (identified.bytes, identified.hash.digest128()))
 }
 
 /// Counts what a policy counts.
 pub struct Count<'p> {
     counter: Counter<'p>,
-    /// The counts so far.
-    pub tally: Tally,
+    /// What others counted.
+    joined: Tally,
 }
 
 impl<'p> Count<'p> {
@@ -267,8 +284,14 @@ impl<'p> Count<'p> {
     pub fn by(counter: Counter<'p>) -> Count<'p> {
         Count {
             counter,
-            tally: Tally::default(),
+            joined: Tally::default(),
         }
+    }
+
+    /// The counts.
+    pub fn into_tally(mut self) -> Tally {
+        self.joined.merge(self.counter.take());
+        self.joined
     }
 }
 
@@ -278,11 +301,15 @@ impl Collect for Count<'_> {
     }
 
     fn request(&mut self, request: &Request<'_>) {
-        self.tally.count_by(&mut self.counter, request);
+        self.counter.count(request);
+    }
+
+    fn settle(&mut self) {
+        self.joined.merge(self.counter.take());
     }
 
     fn join(&mut self, other: Self) {
-        self.tally.merge(other.tally);
+        self.joined.merge(other.into_tally());
     }
 }
 

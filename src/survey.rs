@@ -93,6 +93,10 @@ impl Collect for Survey<'_> {
         }
     }
 
+    fn settle(&mut self) {
+        self.count.settle();
+    }
+
     fn join(&mut self, other: Self) {
         self.count.join(other.count);
         for (bucket, requests) in other.buckets {

@@ -642,7 +642,7 @@ fn on_disk(world: &World) -> Vec<String> {
     let inputs = inputs::find(&[folder.path().to_owned()], &Period::default());
     let reading = read(&inputs, Period::default(), 2, &(), || Count::new(&policy));
     assert_eq!(reading.problems, []);
-    replayed(&policy, &reading.collected.tally)
+    replayed(&policy, &reading.collected.into_tally())
 }
 
 /// A verdict as the model writes it.

@@ -152,7 +152,7 @@ fn replay(policy: &Policy, mut records: Vec<String>, objects: usize, deliveries:
     let reading = read(&inputs, Period::default(), 2, &(), || Count::new(policy));
     assert_eq!((reading.problems.len(), reading.skipped.total()), (0, 0));
     assert_eq!(reading.requests, records.len() as u64);
-    let tally = &reading.collected.tally;
+    let tally = &reading.collected.into_tally();
     let mut lines: String = Replay::of(policy, tally)
         .events
         .iter()

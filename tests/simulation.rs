@@ -271,7 +271,7 @@ impl World {
         for object in self.objects.iter() {
             ingest::scan(&object.bytes[..], |request| count.request(request));
         }
-        let replay = Replay::of(&self.policy, &count.tally);
+        let replay = Replay::of(&self.policy, &count.into_tally());
         replay
             .events
             .iter()

@@ -5,6 +5,9 @@
 //! each field, and only the rules whose part was found are asked whether the request counts. So what a rule means is said
 //! in one place, [`Rule::counts`], and a hundred rules cost hardly more than ten. Fields repeat themselves: what was found in
 //! a value is remembered until another value takes its place, and a value that is met again is only compared.
+//!
+//! Requests come in the order of time, so that each is another client's, whose cells are somewhere else in memory. Hits are
+//! therefore noted one behind the other, sorted once there are many, and put into the tally client by client.
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -13,11 +16,15 @@ use aho_corasick::automaton::Automaton;
 use aho_corasick::dfa::DFA;
 use aho_corasick::nfa::contiguous::NFA;
 use aho_corasick::{Anchored, StartKind};
+use foldhash::HashMap;
 use foldhash::fast::RandomState;
 use ingest::Request;
 
+use crate::client::Client;
 use crate::pattern::Pattern;
 use crate::policy::{Field, Policy, RULES_MAX, Rule};
+use crate::tally::{Cells, Hit, Slot, Tally, Value};
+use crate::time::Minute;
 
 /// Needles of so many bytes in all may have the fastest automaton, which has a kilobyte or less for each of them.
 const DFA_BYTES_MAX: usize = 16 * 1024;
@@ -28,11 +35,28 @@ const REMEMBERED: usize = 256;
 /// Longer values are not remembered; a client may send very long ones.
 const REMEMBERED_BYTES_MAX: usize = 1024;
 
-/// A policy and what is known beforehand about which of its rules may count a request. A clone shares what took time to make,
-/// so that every thread can have one.
+/// So many hits are noted before they are put into the tally; this bounds the memory for them, at about 16 MB.
+const NOTED_MAX: usize = 1 << 18;
+
+/// Counts requests by a policy. A clone shares what took time to make, so that every thread can have one.
+///
+/// ```
+/// let policy = analyzer::Policy::default_policy();
+/// let mut counter = analyzer::Counter::new(&policy);
+/// counter.count(&ingest::Request::default());
+/// assert_eq!(counter.take().clients(), 1);
+/// ```
 #[derive(Debug, Clone)]
 pub struct Counter<'p> {
     policy: &'p Policy,
+    tally: Tally,
+    noted: Noted,
+    which: Candidates,
+}
+
+/// What is known beforehand about which rules may count a request.
+#[derive(Debug, Clone)]
+struct Candidates {
     /// Rules that have to be asked about every request.
     always: RuleSet,
     searches: Vec<Search>,
@@ -75,8 +99,9 @@ impl<'p> Counter<'p> {
         }
         Counter {
             policy,
-            always,
-            searches,
+            tally: Tally::default(),
+            noted: Noted::default(),
+            which: Candidates { always, searches },
         }
     }
 
@@ -85,8 +110,92 @@ impl<'p> Counter<'p> {
         self.policy
     }
 
+    /// Counts one request.
+    #[inline]
+    pub fn count(&mut self, request: &Request<'_>) {
+        let Counter {
+            policy,
+            tally,
+            noted,
+            which,
+        } = self;
+        tally.count_asking(
+            policy,
+            request,
+            || which.of(request),
+            |_, client, hit| noted.note(client, hit),
+        );
+        if noted.len() >= NOTED_MAX {
+            noted.put_into(tally);
+        }
+    }
+
+    /// What was counted since the last time.
+    pub fn take(&mut self) -> Tally {
+        self.noted.put_into(&mut self.tally);
+        std::mem::take(&mut self.tally)
+    }
+}
+
+/// Hits in the order in which they came.
+#[derive(Debug, Clone, Default)]
+struct Noted {
+    numbers: HashMap<Client, u32>,
+    clients: Vec<Client>,
+    /// The client's number, slot and minute in one number, because that is sorted fastest.
+    hits: Vec<u128>,
+    values: Vec<(u32, Value)>,
+}
+
+impl Noted {
+    fn len(&self) -> usize {
+        self.hits.len().max(self.values.len())
+    }
+
+    #[inline]
+    fn note(&mut self, client: Client, hit: Hit) {
+        // Mostly the same client's as the hit before.
+        let number = match self.hits.last() {
+            Some(last) if self.clients[(last >> 64) as usize] == client => (last >> 64) as u32,
+            _ => *self.numbers.entry(client).or_insert_with(|| {
+                self.clients.push(client);
+                self.clients.len() as u32 - 1
+            }),
+        };
+        match hit {
+            Hit::Request { slot, minute } => self
+                .hits
+                .push(u128::from(number) << 64 | u128::from(slot.0) << 32 | u128::from(minute.0)),
+            Hit::Value(value) => self.values.push((number, value)),
+        }
+    }
+
+    fn put_into(&mut self, tally: &mut Tally) {
+        self.hits.sort_unstable();
+        self.values.sort_unstable();
+        let mut values = self.values.as_slice();
+        // Whoever has values has hits too.
+        for hits in self.hits.chunk_by(|a, b| a >> 64 == b >> 64) {
+            let number = (hits[0] >> 64) as u32;
+            let of_client = values.iter().take_while(|(client, _)| *client == number).count();
+            let (now, later) = values.split_at(of_client);
+            values = later;
+            let cells = Cells::counted(
+                hits.iter().map(|hit| (Slot((hit >> 32) as u16), Minute(*hit as u32))),
+                now.iter().map(|(_, value)| *value),
+            );
+            tally.put(self.clients[number as usize], cells);
+        }
+        self.numbers.clear();
+        self.clients.clear();
+        self.hits.clear();
+        self.values.clear();
+    }
+}
+
+impl Candidates {
     /// The rules that may count `request`, in their order; all others do not.
-    pub(crate) fn candidates(&mut self, request: &Request<'_>) -> impl Iterator<Item = usize> + use<> {
+    fn of(&mut self, request: &Request<'_>) -> impl Iterator<Item = usize> + use<> {
         let mut candidates = self.always;
         for search in &mut self.searches {
             let Search {
@@ -249,8 +358,9 @@ mod tests {
         let mut both = [Tally::default(), Tally::default()];
         for request in requests {
             both[0].count(policy, request);
-            both[1].count_by(&mut counter, request);
+            counter.count(request);
         }
+        both[1] = counter.take();
         both
     }
 
@@ -317,7 +427,8 @@ mod tests {
             ..Request::default()
         };
         let asked: Vec<&str> = Counter::new(&policy)
-            .candidates(&request)
+            .which
+            .of(&request)
             .map(|rule| policy.rules[rule].name.as_str())
             .collect();
         assert_eq!(asked, ["request-flood", "many-distinct-uris"]);

@@ -5,13 +5,13 @@
 //! A log object that is delivered twice must be merged once; whoever merges knows the objects' identities.
 
 use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
 
 use foldhash::{HashMap, HashSet};
 use ingest::Request;
 use xxhash_rust::xxh64::xxh64;
 
 use crate::client::Client;
-use crate::counter::Counter;
 use crate::crowd::{SAMPLE_MAX, Sample, Trait};
 use crate::detect::suspect;
 use crate::policy::{Engine, Policy, Rule};
@@ -85,6 +85,15 @@ pub(crate) struct Value {
     pub(crate) hash: u64,
 }
 
+/// What one request is to one client.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Hit {
+    /// One more in a cell.
+    Request { slot: Slot, minute: Minute },
+    /// A distinct value.
+    Value(Value),
+}
+
 /// The cells of one client, ordered by slot and minute, and the distinct values in them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cells {
@@ -149,27 +158,10 @@ impl Cells {
         cells.shrink_to_fit();
         self.cells = cells;
         if !other.values.is_empty() {
-            let mut values: Vec<Value> = Vec::with_capacity(self.values.len() + other.values.len());
-            let mut cell_begins = 0;
-            merge_sorted(
-                &self.values,
-                &other.values,
-                |value| *value,
-                |value| {
-                    if values.last() == Some(&value) {
-                        return;
-                    }
-                    if values
-                        .last()
-                        .is_some_and(|last| (last.slot, last.minute) != (value.slot, value.minute))
-                    {
-                        cell_begins = values.len();
-                    }
-                    if values.len() - cell_begins < DISTINCT_MAX {
-                        values.push(value);
-                    }
-                },
-            );
+            let mut kept = Kept::default();
+            kept.values.reserve(self.values.len() + other.values.len());
+            merge_sorted(&self.values, &other.values, |value| *value, |value| kept.push(value));
+            let mut values = kept.values;
             values.shrink_to_fit();
             self.values = values;
         }
@@ -205,6 +197,21 @@ impl Cells {
         &self.values
     }
 
+    /// What was counted, in order: one hit for each of these, and these values, of which a cell may have too many.
+    pub(crate) fn counted(hits: impl Iterator<Item = (Slot, Minute)>, values: impl Iterator<Item = Value>) -> Cells {
+        let mut cells = Cells::default();
+        for (slot, minute) in hits {
+            match cells.cells.last_mut() {
+                Some(last) if (last.slot, last.minute) == (slot, minute) => last.hits = last.hits.saturating_add(1),
+                _ => cells.cells.push(Cell { slot, minute, hits: 1 }),
+            }
+        }
+        let mut kept = Kept::default();
+        values.for_each(|value| kept.push(value));
+        cells.values = kept.values;
+        cells
+    }
+
     /// What was stored, put back in order.
     pub(crate) fn stored(mut cells: Vec<Cell>, mut values: Vec<Value>) -> Cells {
         cells.sort_unstable_by_key(|cell| (cell.slot, cell.minute));
@@ -215,6 +222,30 @@ impl Cells {
     /// Every cell, ordered by slot and minute.
     pub fn all(&self) -> &[Cell] {
         &self.cells
+    }
+}
+
+/// Values that come in order, without those that are too many for their cell.
+#[derive(Default)]
+struct Kept {
+    values: Vec<Value>,
+    /// Where the last cell's values begin.
+    cell_begins: usize,
+}
+
+impl Kept {
+    fn push(&mut self, value: Value) {
+        if let Some(last) = self.values.last() {
+            if *last == value {
+                return;
+            }
+            if (last.slot, last.minute) != (value.slot, value.minute) {
+                self.cell_begins = self.values.len();
+            }
+        }
+        if self.values.len() - self.cell_begins < DISTINCT_MAX {
+            self.values.push(value);
+        }
     }
 }
 
@@ -243,38 +274,41 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts one request. For many requests, [`Tally::count_by`] does the same faster.
+    /// Counts one request. For many requests, [`Counter`] does the same faster.
     pub fn count(&mut self, policy: &Policy, request: &Request<'_>) {
-        self.count_asking(policy, request, || 0..policy.rules.len());
+        let all = || 0..policy.rules.len();
+        self.count_asking(policy, request, all, |clients, client, hit| {
+            let cells = clients.entry(client).or_default();
+            match hit {
+                Hit::Request { slot, minute } => cells.add(slot, minute, 1),
+                Hit::Value(value) => cells.add_value(value),
+            }
+        });
     }
 
-    /// Counts one request by a policy that was made ready for it.
-    pub fn count_by(&mut self, counter: &mut Counter<'_>, request: &Request<'_>) {
-        self.count_asking(counter.policy(), request, || counter.candidates(request));
-    }
-
-    /// Counts one request for those of these rules that it counts for.
+    /// Notes what one request is to the minutes, and hands what it is to its client to `put`, asking only some of the rules.
     #[inline]
-    fn count_asking<I: Iterator<Item = usize>>(
+    pub(crate) fn count_asking<I: Iterator<Item = usize>>(
         &mut self,
         policy: &Policy,
         request: &Request<'_>,
         rules: impl FnOnce() -> I,
+        mut put: impl FnMut(&mut HashMap<Client, Cells>, Client, Hit),
     ) {
         let Some(client) = policy.client.client_of(request) else {
             self.unattributed += 1;
             return;
         };
         let minute = Minute::of_ms(request.timestamp_ms);
-        let cells = self.clients.entry(client).or_default();
+        let clients = &mut self.clients;
         if policy.ours.stopped(request) {
-            cells.add(Slot::OURS, minute, 1);
-            return;
+            let slot = Slot::OURS;
+            return put(clients, client, Hit::Request { slot, minute });
         }
         let allowed = request.allowed();
-        cells.add(Slot::REQUESTS, minute, 1);
-        if !allowed {
-            cells.add(Slot::REFUSED, minute, 1);
+        let slots = [Some(Slot::REQUESTS), (!allowed).then_some(Slot::REFUSED)];
+        for slot in slots.into_iter().flatten() {
+            put(clients, client, Hit::Request { slot, minute });
         }
         for index in rules() {
             let rule = &policy.rules[index];
@@ -282,14 +316,11 @@ impl Tally {
                 continue;
             }
             let slot = Slot::of_rule(index, rule);
-            cells.add(slot, minute, 1);
+            put(clients, client, Hit::Request { slot, minute });
             if let Some(field) = &rule.distinct {
                 field.any(request, |value| {
-                    cells.add_value(Value {
-                        slot,
-                        minute,
-                        hash: hash(value.as_bytes()),
-                    });
+                    let hash = hash(value.as_bytes());
+                    put(clients, client, Hit::Value(Value { slot, minute, hash }));
                     false
                 });
             }
@@ -299,6 +330,16 @@ impl Tally {
         totals.allowed += u64::from(allowed);
         totals.sample.count(client, request, &mut self.texts);
         self.forget_texts();
+    }
+
+    /// Adds the cells of one client, counted elsewhere.
+    pub(crate) fn put(&mut self, client: Client, cells: Cells) {
+        match self.clients.entry(client) {
+            Entry::Vacant(entry) => {
+                entry.insert(cells);
+            }
+            Entry::Occupied(mut entry) => entry.get_mut().merge(cells),
+        }
     }
 
     /// Forgets the texts that no sample refers to any more, once they are many: clients leave samples, their texts stay.
@@ -320,12 +361,7 @@ impl Tally {
             return;
         }
         for (client, cells) in other.clients {
-            match self.clients.entry(client) {
-                std::collections::hash_map::Entry::Vacant(entry) => {
-                    entry.insert(cells);
-                }
-                std::collections::hash_map::Entry::Occupied(mut entry) => entry.get_mut().merge(cells),
-            }
+            self.put(client, cells);
         }
         for (minute, totals) in other.minutes {
             let sum = self.minutes.entry(minute).or_default();

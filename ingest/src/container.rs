@@ -114,6 +114,8 @@ impl<R: Read> Read for Source<R> {
         loop {
             match self.0.read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Somebody unpacked it before us, and knows better.
+                Err(error) if error.get_ref().is_some_and(|inner| inner.is::<Stop>()) => return Err(error),
                 Err(error) => {
                     return Err(io::Error::other(Stop::Io {
                         kind: error.kind(),

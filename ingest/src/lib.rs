@@ -12,6 +12,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod ahead;
 mod as_written;
 #[cfg(any(test, feature = "compare"))]
 pub mod compare;
@@ -23,6 +24,7 @@ mod request;
 mod scan;
 mod walk;
 
+pub use ahead::scan_ahead;
 pub use container::Stop;
 pub use request::{Header, Request, Wants};
 pub use scan::{RECORD_BYTES_MAX, Scan, Skip, Skipped, scan, scan_for};

@@ -16,7 +16,7 @@ use proptest::prelude::*;
 use crate::compare::{self, Logs};
 use crate::inflate::Gunzip;
 use crate::scan::{Reader, scan_with};
-use crate::{RECORD_BYTES_MAX, Request, Scan, Skip, Skipped, Stop, Wants, scan, scan_for};
+use crate::{RECORD_BYTES_MAX, Request, Scan, Skip, Skipped, Stop, Wants, scan, scan_ahead, scan_for};
 
 // What was read, in words.
 
@@ -174,6 +174,45 @@ fn a_reading_does_not_depend_on_where_the_buffer_ends() {
                 (requests, scan),
                 whole,
                 "{} with a buffer of {buffer_bytes}",
+                path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn unpacked_ahead_everything_reads_alike() {
+    for path in fixtures() {
+        let plain = fs::read(&path).unwrap();
+        let packed = gzip(&plain);
+        let half = packed.len() / 2;
+        let mut damaged = packed.clone();
+        damaged[half..half + 4].iter_mut().for_each(|byte| *byte ^= 0x55);
+        let many = gzip(&plain.repeat(1 + 300_000 / plain.len().max(1)));
+        let logs = [
+            &plain,
+            &packed,
+            &packed[..half],
+            &damaged,
+            &gzip(&packed),
+            &many,
+            b"PK\x03\x04 a zip",
+        ];
+        for (number, log) in logs.into_iter().enumerate() {
+            let failing = || Failing {
+                log,
+                interrupted: false,
+                error: io::ErrorKind::ConnectionReset,
+            };
+            let mut requests = Vec::new();
+            let scan = scan_ahead(log, &Wants::everything(), |request| requests.push(line(request)));
+            assert_eq!((requests, scan), read(log), "{}, {number}", path.display());
+            let mut requests = Vec::new();
+            let scan = scan_ahead(failing(), &Wants::everything(), |request| requests.push(line(request)));
+            assert_eq!(
+                (requests, scan),
+                read(failing()),
+                "{}, {number}, failing",
                 path.display()
             );
         }

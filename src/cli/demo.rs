@@ -98,7 +98,9 @@ fn write_page(
     let mut inputs = inputs::find(&[logs.to_owned()], &Period::default());
     let page = Page::open(path, &mut inputs)?;
     let reading = read(&inputs, Period::default(), 1, &(), || Survey::new(policy));
-    let tally = &reading.collected.count.tally;
+    let frequent = reading.collected.frequent();
+    let reading = reading.map(|survey| survey.count.into_tally());
+    let tally = &reading.collected;
     let summary = summary_of(&reading, tally, events, began.elapsed().as_secs_f64());
     let judged = Judged {
         policy,
@@ -108,7 +110,7 @@ fn write_page(
         tally,
         events,
         summary: &summary,
-        frequent: reading.collected.frequent(),
+        frequent,
     };
     page.write(judged, &inputs, Period::default(), 1, printer)
 }
@@ -165,7 +167,7 @@ fn live(policy: &Policy, folder: &Path) -> Result<Run, Failure> {
         tally.merge(
             read(&inputs, Period::default(), 1, &(), || Count::new(policy))
                 .collected
-                .tally,
+                .into_tally(),
         );
         let judgment = judge(policy, &tally, &run.ledger, now);
         run.ledger = judgment.ledger;

@@ -63,11 +63,12 @@ pub(super) fn run(args: &DiffArgs, printer: &Printer) -> Result<Exit, Failure> {
     let reading = read(&inputs, period, args.logs.threads(), &bar, || Both {
         old: Count::new(&old),
         new: (!count_alike).then(|| Count::new(&new)),
-    });
+    })
+    .map(|both| (both.old.into_tally(), both.new.map(Count::into_tally)));
     bar.finish();
-    let both = &reading.collected;
-    let new_tally = both.new.as_ref().map_or(&both.old.tally, |count| &count.tally);
-    let diff = Diff::of(Side::of(&old, &both.old.tally), Side::of(&new, new_tally));
+    let (old_tally, new_tally) = &reading.collected;
+    let new_tally = new_tally.as_ref().unwrap_or(old_tally);
+    let diff = Diff::of(Side::of(&old, old_tally), Side::of(&new, new_tally));
 
     let mut out = stdout();
     if args.json {

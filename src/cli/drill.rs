@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use analyzer::client::IpSource;
 use analyzer::judge::{Sentence, judge};
 use analyzer::policy::Mode;
-use analyzer::{Action, Client, Ledger, Minute, Policy, Span, Verdict};
+use analyzer::{Action, Client, Ledger, Minute, Policy, Span, Tally, Verdict};
 use chrono::{DateTime, Utc};
 use clap::Args;
 use ingest::object_key;
@@ -30,7 +30,6 @@ use crate::engine::{Engine, TickError, tally_key};
 use crate::inputs::describe;
 use crate::logs::Logs;
 use crate::place::{Aws, LogPlace, Place, State};
-use crate::replay::Count;
 use crate::store::{Condition, Store};
 use crate::traffic::{Sent, direct_key, firehose_key, gzip};
 
@@ -528,10 +527,10 @@ fn banned(policy: &Policy, client: IpAddr, requests: &[Sent], now: Minute) -> Op
         sent.write(&mut log, number).ok()?;
         log.push(b'\n');
     }
-    let mut count = Count::new(policy);
-    ingest::scan(log.as_slice(), |request| count.tally.count(policy, request));
+    let mut tally = Tally::default();
+    ingest::scan(log.as_slice(), |request| tally.count(policy, request));
     let client = Client::of(client, policy.client.ipv6_prefix);
-    let judgment = judge(policy, &count.tally, &Ledger::default(), now);
+    let judgment = judge(policy, &tally, &Ledger::default(), now);
     judgment.verdicts.into_iter().find_map(|verdict| match verdict {
         Verdict::Ban(charge, sentence) if charge.client == client => Some((charge.rule, sentence)),
         _ => None,

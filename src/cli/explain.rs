@@ -108,9 +108,10 @@ pub(super) fn run(args: &ExplainArgs, printer: &Printer) -> Result<Exit, Failure
         client,
         first: Vec::new(),
     };
-    let reading = read(&inputs, period, args.logs.threads(), &bar, fresh);
+    let reading =
+        read(&inputs, period, args.logs.threads(), &bar, fresh).map(|watch| (watch.count.into_tally(), watch.first));
     bar.finish();
-    let tally = &reading.collected.count.tally;
+    let (tally, first_requests) = &reading.collected;
     let replay = Replay::of(&policy, tally);
     let theirs: Vec<Event> = replay
         .events
@@ -255,7 +256,7 @@ pub(super) fn run(args: &ExplainArgs, printer: &Printer) -> Result<Exit, Failure
         "{HEADING}Its first requests{HEADING:#}, without query strings and headers, which may hold credentials"
     )?;
     let mut rows = table(&["time (UTC)", "action", "by", "request", "counts for"], &[]);
-    for request in &reading.collected.first {
+    for request in first_requests {
         rows.add_row([
             rfc3339(request.timestamp_ms),
             short(&request.action, 12),

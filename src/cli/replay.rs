@@ -70,13 +70,13 @@ pub(super) fn run(args: &ReplayArgs, printer: &Printer) -> Result<Exit, Failure>
     let counter = Counter::new(&policy);
     let (mut reading, frequent) = match &page {
         None => (
-            read(&inputs, period, threads, &bar, || Count::by(counter.clone())),
+            read(&inputs, period, threads, &bar, || Count::by(counter.clone())).map(Count::into_tally),
             None,
         ),
         Some(_) => {
             let reading = read(&inputs, period, threads, &bar, || Survey::new(&policy));
             let frequent = reading.collected.frequent();
-            (reading.map(|survey| survey.count), Some(frequent))
+            (reading.map(|survey| survey.count.into_tally()), Some(frequent))
         }
     };
     bar.finish();
@@ -85,7 +85,7 @@ pub(super) fn run(args: &ReplayArgs, printer: &Printer) -> Result<Exit, Failure>
             problem.object = page.name(std::mem::take(&mut problem.object));
         }
     }
-    let tally = &reading.collected.tally;
+    let tally = &reading.collected;
     let replay = Replay::of(&policy, tally);
     let summary = summary_of(&reading, tally, &replay.events, began.elapsed().as_secs_f64());
 
@@ -171,15 +171,10 @@ pub(super) fn summary_of<C>(reading: &Reading<C>, tally: &Tally, events: &[Event
 /// More rows than this are for programs.
 pub(super) const ROWS_MAX: usize = 100;
 
-fn write_tables(
-    out: &mut impl Write,
-    policy: &Policy,
-    reading: &Reading<Count<'_>>,
-    replay: &Replay,
-) -> io::Result<()> {
+fn write_tables(out: &mut impl Write, policy: &Policy, reading: &Reading<Tally>, replay: &Replay) -> io::Result<()> {
     write_verdicts(out, policy, &replay.events)?;
     let totals = replay.totals();
-    let tally = &reading.collected.tally;
+    let tally = &reading.collected;
     let mut read = format!(
         "Read {} from {} in {}",
         several(reading.requests, "request"),

@@ -50,9 +50,9 @@ pub(super) fn run(args: &TuneArgs, printer: &Printer) -> Result<Exit, Failure> {
     let period = args.logs.period()?;
     let inputs = args.logs.inputs(&period, printer)?;
     let bar = Bar::start(printer, &inputs);
-    let reading = read(&inputs, period, args.logs.threads(), &bar, || Count::new(&policy));
+    let reading = read(&inputs, period, args.logs.threads(), &bar, || Count::new(&policy)).map(Count::into_tally);
     bar.finish();
-    let tally = &reading.collected.tally;
+    let tally = &reading.collected;
     let tunings = tune(&policy, tally);
     let mut suggested = policy.clone();
     for (rule, tuning) in suggested.rules.iter_mut().zip(&tunings) {
@@ -122,7 +122,7 @@ const QUANTILES: [(f64, &str); 4] = [(0.5, "50 %"), (0.9, "90 %"), (0.99, "99 %"
 fn write_tables(
     out: &mut impl Write,
     tunings: &[Tuning],
-    reading: &Reading<Count<'_>>,
+    reading: &Reading<Tally>,
     [now, then]: [Outcome; 2],
 ) -> io::Result<()> {
     for tuning in tunings.iter().filter(|tuning| tuning.matched() > 0) {
@@ -152,7 +152,7 @@ fn write_tables(
             )
         })
         .collect();
-    let clients = reading.collected.tally.clients() as u64;
+    let clients = reading.collected.clients() as u64;
     let mut read = format!(
         "Read {} from {}",
         several(reading.requests, "request"),
@@ -380,12 +380,12 @@ impl<'a> Line<'a> {
         }
     }
 
-    fn summary(reading: &Reading<Count<'_>>, [now, suggested]: [Outcome; 2]) -> Line<'a> {
+    fn summary(reading: &Reading<Tally>, [now, suggested]: [Outcome; 2]) -> Line<'a> {
         Line::Summary {
             objects: reading.objects,
             requests: reading.requests,
             skipped: reading.skipped.total(),
-            clients: reading.collected.tally.clients() as u64,
+            clients: reading.collected.clients() as u64,
             from: reading.times_ms.map(|(first, _)| rfc3339(first)),
             to: reading.times_ms.map(|(_, last)| rfc3339(last)),
             now,
@@ -412,7 +412,7 @@ fn write_policy(
     path: &Path,
     policy: Option<&Path>,
     tunings: &[Tuning],
-    reading: &Reading<Count<'_>>,
+    reading: &Reading<Tally>,
     printer: &Printer,
 ) -> Result<(), Failure> {
     let name = path.display();
