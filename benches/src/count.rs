@@ -85,8 +85,8 @@ impl Bare {
 pub(crate) fn bare(paths: &[PathBuf], threads: usize) -> io::Result<Answer> {
     let policy = Policy::default_policy();
     let wants = Wants::nothing();
-    let parts = each_object(paths, threads, Bare::default, |bare, log| {
-        ingest::scan_for(log, &wants, |request| bare.count(request));
+    let parts = each_object(paths, threads, Bare::default, |bare, log, ahead| {
+        scan(log, &wants, ahead, |request| bare.count(request));
     })?;
     drop(policy);
     let all = parts.into_iter().reduce(|mut all, part| {
@@ -123,14 +123,14 @@ pub(crate) fn tally(policy: &Policy, paths: &[PathBuf], threads: usize) -> io::R
     let parts = each_object(
         paths,
         threads,
-        || (Tally::default(), counter.clone()),
-        |(tally, counter), log| {
-            ingest::scan_for(log, &wants, |request| tally.count_by(counter, request));
+        || counter.clone(),
+        |counter, log, ahead| {
+            scan(log, &wants, ahead, |request| counter.count(request));
         },
     )?;
     Ok(parts
         .into_iter()
-        .map(|(tally, _)| tally)
+        .map(|mut counter| counter.take())
         .reduce(|mut all, part| {
             all.merge(part);
             all
@@ -142,12 +142,21 @@ fn total(tally: &Tally) -> u64 {
     tally.requests(Minute(0), Minute(u32::MAX))
 }
 
+/// As a replay does: unpacked ahead where a core is to spare.
+fn scan(log: File, wants: &Wants, ahead: bool, each: impl FnMut(&Request<'_>)) {
+    if ahead {
+        ingest::scan_ahead(log, wants, each);
+    } else {
+        ingest::scan_for(log, wants, each);
+    }
+}
+
 /// Reads all objects on so many threads, each of which has something of its own to count with.
 fn each_object<T: Send>(
     paths: &[PathBuf],
     threads: usize,
     fresh: impl Fn() -> T + Sync,
-    read: impl Fn(&mut T, File) + Sync,
+    read: impl Fn(&mut T, File, bool) + Sync,
 ) -> io::Result<Vec<T>> {
     let next = AtomicUsize::new(0);
     let failed = Mutex::new(None);
@@ -155,7 +164,7 @@ fn each_object<T: Send>(
         let mut mine = fresh();
         while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
             match File::open(path) {
-                Ok(file) => read(&mut mine, file),
+                Ok(file) => read(&mut mine, file, threads >= 2 * paths.len()),
                 Err(error) => *failed.lock().unwrap_or_else(|error| error.into_inner()) = Some(error),
             }
         }

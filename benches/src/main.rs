@@ -84,7 +84,16 @@ fn child(bare: bool, threads: usize, files: &[PathBuf]) -> io::Result<()> {
     } else {
         count::full(&Policy::default_policy(), files, threads)?
     };
+    writeln!(io::stderr(), "{}", peak_bytes())?;
     writeln!(io::stdout(), "{} {} {}", answer.groups, answer.requests, answer.squares)
+}
+
+/// The most memory this process had at once (proc(5): `VmHWM`).
+fn peak_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kilobytes.unwrap_or_default() * 1024
 }
 
 /// One program on some files.
@@ -99,8 +108,12 @@ struct Run {
     answer: String,
 }
 
-fn side_by_side() -> io::Result<()> {
-    let target = PathBuf::from(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
+fn target() -> PathBuf {
+    PathBuf::from(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+}
+
+/// The objects of the comparison: all in one, and the same cut into many.
+fn data(target: &Path) -> io::Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let data = target.join("bench-data");
     let (one, many) = (data.join("one"), data.join("many"));
     if !data.join("made").exists() {
@@ -117,7 +130,12 @@ fn side_by_side() -> io::Result<()> {
         files.sort();
         Ok(files)
     };
-    let (one, many) = (files(&one)?, files(&many)?);
+    Ok((files(&one)?, files(&many)?))
+}
+
+fn side_by_side() -> io::Result<()> {
+    let target = target();
+    let (one, many) = data(&target)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let (others, missing) = others::found(&target);
     let own = std::env::current_exe()?;
@@ -142,10 +160,13 @@ fn side_by_side() -> io::Result<()> {
             ));
         }
     }
-    // The same work on one core, to see what a second core is good for.
+    // The same work on one core, to see what a second core is good for; and a single object on all.
     let mut command = Command::new(&own);
     command.arg("bare").arg("1").args(&many);
     runs.push(Run::new("Palisade, many objects", 1, ROUNDS, true, command));
+    let mut command = Command::new(&own);
+    command.arg("bare").arg(cores.to_string()).args(&one);
+    runs.push(Run::new("Palisade, one object", cores, ROUNDS, true, command));
     for round in 0..ROUNDS {
         for run in runs.iter_mut().filter(|run| round < run.rounds) {
             run.once()?;

@@ -2,10 +2,13 @@
 
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr};
+use std::process::Command;
 use std::time::Instant;
 
 use analyzer::stored::ObjectTally;
-use analyzer::{Counter, Ledger, Minute, Policy, Tally, judge};
+use analyzer::{Counter, Ledger, Minute, Policy, judge};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use ingest::Request;
 
 use crate::records::{self, BEGINS_MS, Plan};
@@ -30,11 +33,14 @@ pub(crate) fn run() -> io::Result<()> {
     };
     let count = |policy: &Policy, text: &[u8], times: u64| {
         let began = Instant::now();
-        let (mut tally, mut counter, wants) = (Tally::default(), Counter::new(policy), policy.wants());
+        let (mut counter, wants) = (Counter::new(policy), policy.wants());
         for _ in 0..times {
-            ingest::scan_for(text, &wants, |request| tally.count_by(&mut counter, request));
+            ingest::scan_for(text, &wants, |request| counter.count(request));
         }
-        (tally, began.elapsed().as_nanos() as f64 / (times * PIECE) as f64)
+        (
+            counter.take(),
+            began.elapsed().as_nanos() as f64 / (times * PIECE) as f64,
+        )
     };
     writeln!(out, "| what | nanoseconds a record, default policy |\n|---|---|")?;
     let usual = text(10_000)?;
@@ -64,8 +70,10 @@ pub(crate) fn run() -> io::Result<()> {
         writeln!(out, "| {rules} rules | {:.0} |", count(&policy, &usual, 3).1)?;
     }
 
+    memory(&mut out)?;
+    object(&mut out, &default)?;
+
     // A million clients over an hour, five requests each.
-    let mut tally = Tally::default();
     let mut counter = Counter::new(&default);
     for n in 0..5_000_000u32 {
         let request = Request {
@@ -76,8 +84,9 @@ pub(crate) fn run() -> io::Result<()> {
             uri: "/api/v1/items".into(),
             ..Request::default()
         };
-        tally.count_by(&mut counter, &request);
+        counter.count(&request);
     }
+    let tally = counter.take();
     let now = Minute::of_ms(BEGINS_MS as i64 + 3_601_000);
     let began = Instant::now();
     let judgment = judge(&default, &tally, &Ledger::default(), now);
@@ -105,5 +114,69 @@ pub(crate) fn run() -> io::Result<()> {
         written.as_secs_f64(),
         began.elapsed().as_secs_f64(),
         read.tally.clients()
+    )
+}
+
+/// The same clients and minutes again and again, in processes of their own: what grows is the log alone.
+fn memory(out: &mut impl Write) -> io::Result<()> {
+    let (one, _) = crate::data(&crate::target())?;
+    let own = std::env::current_exe()?;
+    writeln!(
+        out,
+        "\n| records read by one process | peak MB, bare | default policy |\n|---|---|---|"
+    )?;
+    for times in [1, 4, 34] {
+        let peak = |work: &str| -> io::Result<f64> {
+            let files = one.iter().cycle().take(times * one.len());
+            let output = Command::new(&own).arg(work).arg("1").args(files).output()?;
+            let peak = String::from_utf8_lossy(&output.stderr).trim().parse::<f64>();
+            Ok(peak.map_err(io::Error::other)? / 1e6)
+        };
+        writeln!(
+            out,
+            "| {} | {:.0} | {:.0} |",
+            times as u64 * crate::PLAN.records,
+            peak("bare")?,
+            peak("full")?
+        )?;
+    }
+    Ok(())
+}
+
+/// What the analyzer's function does with the largest object that Firehose delivers: 128 MB, before they are compressed.
+fn object(out: &mut impl Write, policy: &Policy) -> io::Result<()> {
+    let mut text = Vec::new();
+    let plan = Plan {
+        records: 52_000,
+        clients: 10_000,
+        minutes: 5,
+    };
+    records::write(plan, &mut text)?;
+    let mut packed = GzEncoder::new(Vec::new(), Compression::new(6));
+    packed.write_all(&text)?;
+    let packed = packed.finish()?;
+    let mut seconds: Vec<f64> = Vec::new();
+    let mut tally_bytes = 0;
+    for _ in 0..5 {
+        let began = Instant::now();
+        let (mut counter, wants) = (Counter::new(policy), policy.wants());
+        ingest::scan_for(&packed[..], &wants, |request| counter.count(request));
+        let tally = counter.take();
+        let object = ObjectTally {
+            tally,
+            ..ObjectTally::default()
+        };
+        tally_bytes = object.to_bytes().len();
+        seconds.push(began.elapsed().as_secs_f64());
+    }
+    writeln!(
+        out,
+        "\nan object of {:.0} MB ({:.1} MB gzip, {} records, {} clients): a tally of {:.0} kB in {:.2} s",
+        text.len() as f64 / 1e6,
+        packed.len() as f64 / 1e6,
+        plan.records,
+        plan.clients,
+        tally_bytes as f64 / 1e3,
+        crate::median(&mut seconds)
     )
 }

@@ -704,3 +704,31 @@ proptest! {
         }
     }
 }
+
+#[test]
+#[ignore = "a measurement: cargo test --release -p updater -- --ignored --nocapture"]
+fn how_long_a_plan_of_a_hundred_thousand_addresses_takes() {
+    let held = scattered(100_000);
+    let contents: Vec<Vec<IpNet>> = held.chunks(ADDRESSES_MAX).map(<[IpNet]>::to_vec).collect();
+    let observed = observe(Family::V4, &contents);
+    // A hundred bans are over, and as many are new.
+    let mut wanted = held[100..].to_vec();
+    wanted.extend((0..100u32).map(|index| IpNet::new((0x0b00_0000 + 2 * index).to_be_bytes().into(), 32).unwrap()));
+    let mut milliseconds: Vec<u128> = (0..11)
+        .map(|_| {
+            let began = std::time::Instant::now();
+            let plan = plan(&wanted, &held, &observed, &KEEP_FOREIGN);
+            let took = began.elapsed().as_millis();
+            assert_eq!((plan.held, plan.overflow.len(), plan.writes.len()), (100_000, 0, 1));
+            took
+        })
+        .collect();
+    milliseconds.sort_unstable();
+    #[expect(clippy::print_stdout, reason = "somebody asked for it")]
+    {
+        println!(
+            "a plan of 100,000 addresses in ten sets: {} ms, the median of eleven",
+            milliseconds[5]
+        );
+    }
+}
