@@ -11,8 +11,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use aws_sdk_wafv2::types::{IpAddressVersion, Scope};
 use palisade::place::s3_client;
 use palisade::traffic;
+use serde_json::json;
 
-use crate::aws::StandIn;
+use crate::aws::{Api, StandIn};
 
 struct Place {
     folder: tempfile::TempDir,
@@ -610,12 +611,11 @@ fn a_drill_that_nobody_notices_says_what_to_look_at() {
     assert!(told.contains("the policy bans nobody who tries passwords or"), "{told}");
 }
 
-#[test]
-fn a_drill_against_an_api_finds_itself_in_the_logs() {
-    let place = Place::new();
+/// An API and its WAF on this machine: what is asked for is logged, as if it had come from `client` and a minute ago, and
+/// answered with a status. Its URL.
+fn api(place: &Place, client: &'static str, status: impl Fn() -> u16 + Send + 'static) -> String {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let url = format!("http://{}/api", listener.local_addr().unwrap());
-    // An API and its WAF: what is asked for is logged, as if it had come from elsewhere and a minute ago.
     let logs = place.folder.path().join("logs");
     thread::spawn(move || {
         for (number, stream) in (0..).zip(listener.incoming()) {
@@ -626,19 +626,45 @@ fn a_drill_against_an_api_finds_itself_in_the_logs() {
                 .take_while(|line| !line.is_empty());
             let head: Vec<String> = head.collect();
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
-            let mut sent = traffic::Sent::new(now - 60_000, "198.51.100.77".parse().unwrap());
+            let mut sent = traffic::Sent::new(now - 60_000, client.parse().unwrap());
             sent.method = if head[0].starts_with("POST ") { "POST" } else { "GET" };
             sent.uri = head[0].split(' ').nth(1).unwrap().to_owned();
             let agent = head
                 .iter()
                 .find_map(|line| line.to_lowercase().strip_prefix("user-agent: ").map(str::to_owned));
             sent.user_agent = agent.unwrap();
-            traffic::deliver(&[sent], &logs, number).unwrap();
-            stream
-                .write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-                .unwrap();
+            // Nobody is there any more to deliver to when the test is over.
+            let _ = traffic::deliver(&[sent], &logs, number);
+            let answer = format!(
+                "HTTP/1.1 {} X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+                status()
+            );
+            let _ = stream.write_all(answer.as_bytes());
         }
     });
+    url
+}
+
+/// What a drill with `--json` says: each stage, with the seconds it took.
+fn stages(out: &str) -> Vec<(String, f64)> {
+    let lines = out
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let stages = lines.filter(|line| line["type"] == "stage");
+    stages
+        .map(|line| {
+            (
+                line["stage"].as_str().unwrap().to_owned(),
+                line["seconds"].as_f64().unwrap(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn a_drill_against_an_api_finds_itself_in_the_logs() {
+    let place = Place::new();
+    let url = api(&place, "198.51.100.77", || 401);
     let told = place.refused(2, &format!("drill --state state --logs logs --url {url} --requests 20"));
     assert!(told.contains("bans nobody for 20 requests; it takes 30"), "{told}");
 
@@ -654,19 +680,139 @@ fn a_drill_against_an_api_finds_itself_in_the_logs() {
         "{out}\n{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    let stages: Vec<String> = out
-        .lines()
-        .map(|line| {
-            let line: serde_json::Value = serde_json::from_str(line).unwrap();
-            line["stage"].as_str().unwrap_or("left").to_owned()
-        })
-        .collect();
-    assert_eq!(stages[..2], ["requests sent", "logs delivered"], "{out}");
-    assert_eq!(stages.last().unwrap(), "left");
+    let stages = stages(&out);
+    assert_eq!(
+        [&stages[0].0, &stages[1].0],
+        ["requests sent", "logs delivered"],
+        "{out}"
+    );
     assert!(
         out.contains("banned for 15m, login-brute-force") && out.contains("198.51.100.77/32 in the ledger"),
         "{out}"
     );
+}
+
+/// A place whose policy enforces on two IP sets of the stand-in, for bans and for challenges, and somebody who looks into them.
+fn enforcing(aws: &StandIn, name: &str, action: &str) -> (Place, impl Fn() -> bool + Send + 'static) {
+    let place = Place::new().on(aws);
+    let api = Api::new(aws, "us-east-1");
+    let set = |what: &str| {
+        let name = format!("{name}-{what}");
+        let create = json!({"Name": name, "Scope": "REGIONAL", "IPAddressVersion": "IPV4", "Addresses": []});
+        let id = api.ok("wafv2", "create_ip_set", &create)["Summary"]["Id"].clone();
+        json!({"name": name, "id": id})
+    };
+    let (block, challenge) = (set("block"), set("challenge"));
+    let target =
+        json!({"scope": "REGIONAL", "region": "us-east-1", "block": {"v4": [block]}, "challenge": {"v4": [challenge]}});
+    let deployment = json!({"version": 1, "targets": [target]});
+    fs::create_dir(place.folder.path().join("state")).unwrap();
+    fs::write(
+        place.folder.path().join("state/deployment.json"),
+        deployment.to_string(),
+    )
+    .unwrap();
+    let policy = analyzer::DEFAULT_POLICY.replacen("mode = \"observe\"", "mode = \"enforce\"", 1);
+    let ladder = format!("ladder = [{{ for = \"15m\", action = \"{action}\" }}]");
+    let line = policy.lines().find(|line| line.starts_with("ladder = ")).unwrap();
+    fs::write(
+        place.folder.path().join("policy.toml"),
+        policy.replacen(line, &ladder, 1),
+    )
+    .unwrap();
+    place.told(0, "policy push policy.toml --state state");
+    let set = if action == "block" { block } else { challenge };
+    let holds = move || {
+        let get = json!({"Name": set["name"], "Id": set["id"], "Scope": "REGIONAL"});
+        let found = api.ok("wafv2", "get_ip_set", &get);
+        !found["IPSet"]["Addresses"].as_array().unwrap().is_empty()
+    };
+    (place, holds)
+}
+
+/// To the last stage: as soon as the ban stands in the IP sets, the API's WAF refuses whoever drills.
+#[test]
+fn a_drill_against_an_api_ends_when_the_api_refuses_it() {
+    let Some(aws) = StandIn::shared() else { return };
+    for (action, refuses_with) in [("block", 403), ("challenge", 202)] {
+        let (place, holds) = enforcing(aws, &format!("drill-{action}"), action);
+        let url = api(
+            &place,
+            "198.51.100.78",
+            move || if holds() { refuses_with } else { 401 },
+        );
+        let output = drill(
+            &place,
+            &format!("drill --json --state state --logs logs --url {url}"),
+            "-q run --state state --logs logs --once",
+        );
+        let (out, err) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        assert_eq!(output.status.code(), Some(0), "{out}\n{err}");
+        let mut stages = stages(&out);
+        assert!(stages.is_sorted_by_key(|(_, seconds)| *seconds), "{out}");
+        assert!(stages[0].1 >= 2.9, "thirty requests, a tenth of a second each: {out}");
+        // An object may be counted and its client banned by the same run, so that the drill sees the ban first.
+        stages.retain(|(stage, _)| stage != "counted");
+        let expected = [
+            "requests sent",
+            "logs delivered",
+            "banned for 15m, login-brute-force",
+            "in the IP sets",
+            &format!("refused with {refuses_with}"),
+            "ban ended",
+            "out of the IP sets",
+        ];
+        assert_eq!(
+            stages.iter().map(|(stage, _)| stage).collect::<Vec<_>>(),
+            expected,
+            "{out}"
+        );
+    }
+}
+
+/// A web ACL that nobody associated: the ban stands, and nobody is refused.
+#[test]
+fn a_drill_says_when_the_api_goes_on_to_answer() {
+    let Some(aws) = StandIn::shared() else { return };
+    let (place, holds) = enforcing(aws, "drill-answered", "block");
+    let url = api(&place, "198.51.100.79", || 401);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_palisade"));
+    let command = command
+        .args(["drill", "--state", "state", "--logs", "logs", "--url", &url])
+        .current_dir(place.folder.path())
+        .envs(place.env.clone())
+        .env_remove("PALISADE_STATE");
+    let drill = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let run = "-q run --state state --logs logs --once";
+    while !holds() {
+        place.run(run);
+    }
+    sleep(Duration::from_secs(2)); // it looks into the sets, and asks the URL, every second
+    Command::new("kill")
+        .args(["-INT", &drill.id().to_string()])
+        .status()
+        .unwrap();
+    let output = drill.wait_with_output().unwrap();
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert_eq!(output.status.code(), Some(1), "{out}\n{err}");
+    assert!(
+        err.contains("the URL still answers us when you stopped the drill") && err.contains("associated with it"),
+        "{err}"
+    );
+    // What it did is undone, as far as that is done without waiting.
+    assert!(out.contains("in the IP sets") && out.contains("ban ended"), "{out}");
+    assert!(
+        out.contains("198.51.100.79/32 in an IP set; the next run takes it out"),
+        "{out}"
+    );
+    place.told(0, run);
+    assert!(!holds());
 }
 
 #[tokio::test(flavor = "multi_thread")]

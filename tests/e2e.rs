@@ -493,14 +493,7 @@ impl Deployed<'_> {
     }
 
     pub(crate) fn set_schedule(&self, state: &str) {
-        let mut schedule = self
-            .api
-            .ok("scheduler", "get_schedule", &json!({"Name": self.schedule}));
-        let mut update = json!({"Name": self.schedule, "State": state});
-        for member in ["ScheduleExpression", "FlexibleTimeWindow", "Target"] {
-            update[member] = schedule[member].take();
-        }
-        self.api.ok("scheduler", "update_schedule", &update);
+        set_schedule(&self.api, &self.schedule, state);
     }
 
     /// The bodies of so many dead letters, and the reasons that they have with them.
@@ -522,6 +515,15 @@ impl Deployed<'_> {
         assert_eq!(letters.len(), count, "{letters:?}");
         letters
     }
+}
+
+pub(crate) fn set_schedule(api: &Api, name: &str, state: &str) {
+    let mut schedule = api.ok("scheduler", "get_schedule", &json!({"Name": name}));
+    let mut update = json!({"Name": name, "State": state});
+    for member in ["ScheduleExpression", "FlexibleTimeWindow", "Target"] {
+        update[member] = schedule[member].take();
+    }
+    api.ok("scheduler", "update_schedule", &update);
 }
 
 fn deploy_by_hand<'a>(aws: &'a StandIn, region: &'static str, name: &str) -> Deployed<'a> {
@@ -607,7 +609,7 @@ fn deploy_by_hand<'a>(aws: &'a StandIn, region: &'static str, name: &str) -> Dep
     }
 }
 
-/// A function's zip. Without its debug information a program is a quarter as large, and quicker to pack and to unpack.
+/// The zip of one of our functions.
 pub(crate) fn packed(aws: &StandIn, function: &str) -> PathBuf {
     static PACKED: OnceLock<[PathBuf; 2]> = OnceLock::new();
     let [analyzer, updater] = PACKED.get_or_init(|| {
@@ -615,28 +617,31 @@ pub(crate) fn packed(aws: &StandIn, function: &str) -> PathBuf {
             env!("CARGO_BIN_EXE_analyzer-lambda"),
             env!("CARGO_BIN_EXE_updater-lambda"),
         ]
-        .map(|program| {
-            let folder = aws.temporary().join(Path::new(program).file_name().unwrap());
-            fs::create_dir_all(&folder).unwrap();
-            let (bootstrap, zip) = (folder.join("bootstrap"), folder.join("function.zip"));
-            let stripped = Command::new("strip").arg("-o").arg(&bootstrap).arg(program).status();
-            if !stripped.is_ok_and(|status| status.success()) {
-                fs::copy(program, &bootstrap).unwrap();
-            }
-            let zipped = Command::new(aws.python())
-                .args(["-m", "zipfile", "-c"])
-                .arg(&zip)
-                .arg(&bootstrap)
-                .status();
-            assert!(zipped.unwrap().success());
-            fs::remove_file(bootstrap).unwrap();
-            zip
-        })
+        .map(|program| pack(aws, Path::new(program)))
     });
     match function {
         "analyzer" => analyzer.clone(),
         _ => updater.clone(),
     }
+}
+
+/// A program as a function's zip. Without its debug information it is a quarter as large, and quicker to pack and to unpack.
+pub(crate) fn pack(aws: &StandIn, program: &Path) -> PathBuf {
+    let folder = aws.temporary().join(program.file_name().unwrap());
+    fs::create_dir_all(&folder).unwrap();
+    let (bootstrap, zip) = (folder.join("bootstrap"), folder.join("function.zip"));
+    let stripped = Command::new("strip").arg("-o").arg(&bootstrap).arg(program).status();
+    if !stripped.is_ok_and(|status| status.success()) {
+        fs::copy(program, &bootstrap).unwrap();
+    }
+    let zipped = Command::new(aws.python())
+        .args(["-m", "zipfile", "-c"])
+        .arg(&zip)
+        .arg(&bootstrap)
+        .status();
+    assert!(zipped.unwrap().success());
+    fs::remove_file(bootstrap).unwrap();
+    zip
 }
 
 fn create_sets(api: &Api, name: &str) -> [(String, String); 2] {

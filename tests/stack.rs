@@ -1,5 +1,10 @@
 //! The stack itself: `infra/template.yaml` is deployed, used, updated and deleted, in a stand-in where whoever calls needs
 //! the permission to.
+//!
+//! `further` is about what only some deployments have: Athena's counts and a key. `example_api` deploys the reference API.
+
+mod example_api;
+mod further;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,26 +19,17 @@ use serde_json::{Value, json};
 use walkdir::WalkDir;
 
 use crate::aws::{Api, StandIn};
-use crate::e2e::{Deployed, Function, now_ms, packed, prove_the_loop, replaced, wait_for};
+use crate::e2e::{Deployed, Function, now_ms, packed, prove_the_loop, replaced, set_schedule, wait_for};
 
 const REGION: &str = "eu-central-1";
-
-/// What Firehose asks for besides the delivery itself, by its own documentation ("Grant Firehose access to an Amazon S3
-/// destination" in its developer guide). Nothing here can tell what it needs them for.
-const WHAT_FIREHOSE_ASKS_FOR: [&str; 5] = [
-    "logs:PutLogEvents",
-    "s3:AbortMultipartUpload",
-    "s3:GetBucketLocation",
-    "s3:ListBucket",
-    "s3:ListBucketMultipartUploads",
-];
 
 /// A deployed template.
 struct Stack<'a> {
     name: &'static str,
     deployed: Deployed<'a>,
     /// What CloudFormation made, by its name in the template.
-    resources: BTreeMap<String, String>,
+    resources: Named,
+    outputs: Named,
 }
 
 #[test]
@@ -202,61 +198,40 @@ fn every_grant_is_needed_and_nothing_else_is_granted() {
     stack.hurry();
     stack.deployed.set_schedule("DISABLED");
     let probe = Probe::new(&stack);
-    let analyzer = |_: &str| probe.analyzer_counts();
-    let updater = |_: &str| probe.updater_judges();
-    let queue = |_: &str| probe.queue_drains(Duration::from_secs(6));
-    let schedule = |_: &str| probe.schedule_fires(Duration::from_secs(22));
-    let stream = |_: &str| probe.firehose_delivers();
-    type Works<'a> = &'a dyn Fn(&str) -> Result<(), String>;
-    let works_of = |role: &str, action: &str| -> Works {
-        match (role, action) {
-            ("AnalyzerRole", "sqs:ReceiveMessage" | "sqs:DeleteMessage" | "sqs:GetQueueAttributes") => &queue,
-            ("AnalyzerRole", _) => &analyzer,
-            ("UpdaterRole", _) => &updater,
-            ("EveryMinuteRole", _) => &schedule,
-            _ => &stream,
-        }
+    let works_of = |role: &str, action: &str| -> Option<Works<'_>> {
+        let works: Works = match (role, action) {
+            ("AnalyzerRole", "sqs:ReceiveMessage" | "sqs:DeleteMessage" | "sqs:GetQueueAttributes") => {
+                Box::new(|| probe.queue_drains(Duration::from_secs(6)))
+            }
+            ("AnalyzerRole", _) => Box::new(|| probe.analyzer_counts()),
+            ("UpdaterRole", _) => Box::new(|| probe.updater_judges()),
+            ("EveryMinuteRole", _) => {
+                let (schedule, updater) = (&stack.deployed.schedule, &stack.deployed.updater);
+                Box::new(|| probe.schedule_fires(schedule, updater, Duration::from_secs(8)))
+            }
+            ("LogStreamRole", "s3:PutObject") => Box::new(|| probe.firehose_delivers(Duration::from_secs(2))),
+            _ => return None,
+        };
+        Some(works)
     };
 
     probe.queue_drains(Duration::from_secs(60)).unwrap();
-    probe.firehose_delivers().unwrap();
+    probe.firehose_delivers(Duration::from_secs(30)).unwrap();
     probe.updater_judges().unwrap(); // it leaves a policy in use behind, which the analyzer falls back to
     probe.analyzer_counts().unwrap();
-    probe.schedule_fires(Duration::from_secs(60)).unwrap();
+    probe
+        .schedule_fires(
+            &stack.deployed.schedule,
+            &stack.deployed.updater,
+            Duration::from_secs(60),
+        )
+        .unwrap();
 
-    let (mut tried, mut asked, mut in_vain) = (0, Vec::new(), Vec::new());
-    for role in ["AnalyzerRole", "EveryMinuteRole", "LogStreamRole", "UpdaterRole"] {
-        let named = json!({"RoleName": stack.resources[role]});
-        let policies = stack.deployed.api.ok("iam", "list_role_policies", &named)["PolicyNames"].clone();
-        let attached = stack.deployed.api.ok("iam", "list_attached_role_policies", &named);
-        assert_eq!(attached["AttachedPolicies"], json!([]), "{role}");
-        assert_eq!(policies.as_array().unwrap().len(), 1, "{role}");
-        let named = json!({"RoleName": stack.resources[role], "PolicyName": policies[0]});
-        let policy = stack.deployed.api.ok("iam", "get_role_policy", &named)["PolicyDocument"].clone();
-        let put = |policy: &Value| {
-            let mut put = named.clone();
-            put["PolicyDocument"] = policy.to_string().into();
-            stack.deployed.api.ok("iam", "put_role_policy", &put);
-        };
-        for (action, resource, rest) in each_without(&policy) {
-            if role == "LogStreamRole" && action != "s3:PutObject" {
-                asked.push(action);
-                continue;
-            }
-            put(&rest);
-            tried += 1;
-            let began = Instant::now();
-            match works_of(role, &action)("without it") {
-                Ok(()) => in_vain.push(format!("{role}: {action} on {resource}")),
-                Err(why) => println!("{role} without {action} on {resource}: {why} ({:.1?})", began.elapsed()),
-            }
-            put(&policy);
-        }
-    }
-    assert_eq!(in_vain, Vec::<String>::new(), "granted in vain");
+    let tried: usize = ["AnalyzerRole", "EveryMinuteRole", "LogStreamRole", "UpdaterRole"]
+        .iter()
+        .map(|role| without_each_grant(&stack.deployed.api, &stack.resources, "", role, works_of))
+        .sum();
     assert!(tried > 30, "{tried}");
-    asked.sort();
-    assert_eq!(asked, WHAT_FIREHOSE_ASKS_FOR);
 
     // The queue takes announcements because its policy says so.
     let url = json!({"QueueUrl": stack.deployed.queue_url});
@@ -279,9 +254,6 @@ fn every_grant_is_needed_and_nothing_else_is_granted() {
     assert!(!probe.is_announced(Duration::from_secs(4)));
     set(policy);
 
-    // With everything back all is well, and what nobody granted is refused.
-    probe.updater_judges().unwrap();
-    probe.analyzer_counts().unwrap();
     probe.refuses_what_nobody_granted();
 }
 
@@ -295,7 +267,7 @@ fn every_call_is_granted_and_every_grant_is_called() {
     }
     let template = template();
     let mut granted = BTreeSet::new();
-    for role in ["AnalyzerRole", "UpdaterRole"] {
+    for role in ["AnalyzerRole", "CounterRole", "UpdaterRole"] {
         let actions = resource(&template, role)
             .lines()
             .filter_map(|line| line.trim().strip_prefix("Action: "));
@@ -306,8 +278,11 @@ fn every_call_is_granted_and_every_grant_is_called() {
                 .filter(|action| action != "'sts:AssumeRole'}"),
         );
     }
-    for action in WHAT_LAMBDA_DOES_IN_THE_FUNCTIONS_NAME {
-        assert!(granted.remove(action), "{action} is not granted any more");
+    for action in WHAT_LAMBDA_DOES_IN_THE_FUNCTIONS_NAME
+        .iter()
+        .chain(&WHAT_ATHENA_DOES_IN_THE_FUNCTIONS_NAME)
+    {
+        assert!(granted.remove(*action), "{action} is not granted any more");
     }
     assert_eq!(called, granted);
 }
@@ -318,8 +293,7 @@ const NO_FUNCTION_CALLS: [(&str, &str); 2] = [
     ("wafv2:ListIPSets", "the template says which sets are ours"),
 ];
 
-/// Reading the queue, writing logs and traces, and using a key; [`every_grant_is_needed_and_nothing_else_is_granted`] has
-/// the stand-in's Lambda do all of it but the last.
+/// Reading the queue, writing logs and traces, and using a key, all of which the stand-in does in their name.
 const WHAT_LAMBDA_DOES_IN_THE_FUNCTIONS_NAME: [&str; 9] = [
     "kms:Decrypt",
     "kms:GenerateDataKey",
@@ -332,9 +306,20 @@ const WHAT_LAMBDA_DOES_IN_THE_FUNCTIONS_NAME: [&str; 9] = [
     "xray:PutTraceSegments",
 ];
 
+/// Knowing the table, finding the logs, and keeping results.
+const WHAT_ATHENA_DOES_IN_THE_FUNCTIONS_NAME: [&str; 7] = [
+    "glue:CreateDatabase",
+    "glue:GetDatabase",
+    "glue:GetTable",
+    "s3:AbortMultipartUpload",
+    "s3:GetBucketLocation",
+    "s3:ListBucketMultipartUploads",
+    "s3:ListMultipartUploadParts",
+];
+
 /// The calls to AWS in a folder's code, as IAM names them: `.put_object()` without arguments, in a file that knows an SDK.
 fn calls(folder: &str) -> BTreeSet<String> {
-    const VERBS: [&str; 14] = [
+    const VERBS: [&str; 16] = [
         "abort_",
         "batch_",
         "copy_",
@@ -348,6 +333,8 @@ fn calls(folder: &str) -> BTreeSet<String> {
         "put_",
         "receive_",
         "send_",
+        "start_",
+        "stop_",
         "update_",
     ];
     let mut calls = BTreeSet::new();
@@ -358,7 +345,7 @@ fn calls(folder: &str) -> BTreeSet<String> {
         }
         let text = fs::read_to_string(&path).unwrap();
         let code = text.split("#[cfg(test)]").next().unwrap();
-        let services = ["s3", "sns", "sqs", "wafv2"]
+        let services = ["athena", "s3", "sns", "sqs", "wafv2"]
             .into_iter()
             .filter(|sdk| code.contains(&format!("aws_sdk_{sdk}")));
         let services: Vec<&str> = services.collect();
@@ -436,6 +423,91 @@ fn the_metrics_that_people_look_at_are_those_that_the_code_emits() {
     }
 }
 
+/// Something that a role's owner does, and why it could not.
+type Works<'a> = Box<dyn Fn() -> Result<(), String> + 'a>;
+
+/// What nothing here can tell about, because only AWS knows what it does with it, and who asks for it: these grants are
+/// compared with its documentation, word for word, instead of being taken away. By role, in alphabetical order.
+const ASKED_FOR_BY_DOCUMENTATION: [(&str, &[&str]); 2] = [
+    // The managed policy AmazonAthenaFullAccess, "BaseQueryResultsPermissions": results that are large come in parts.
+    (
+        "CounterRole",
+        &[
+            "s3:AbortMultipartUpload",
+            "s3:ListBucketMultipartUploads",
+            "s3:ListMultipartUploadParts",
+        ],
+    ),
+    // Firehose developer guide, "Grant Firehose access to an Amazon S3 destination", without what is for reading objects,
+    // for a stream that another stream feeds, and for one that a function transforms.
+    (
+        "LogStreamRole",
+        &[
+            "kms:Decrypt",
+            "logs:PutLogEvents",
+            "s3:AbortMultipartUpload",
+            "s3:GetBucketLocation",
+            "s3:ListBucket",
+            "s3:ListBucketMultipartUploads",
+        ],
+    ),
+];
+
+/// Takes each grant of a role away once, and what its owner does must fail: how many were tried. Where nothing `works` that
+/// could tell, the grant is one that documentation asks for. `service` is `""` for all, or the beginning of actions.
+fn without_each_grant<'w>(
+    api: &Api,
+    resources: &Named,
+    service: &str,
+    role: &str,
+    works: impl Fn(&str, &str) -> Option<Works<'w>>,
+) -> usize {
+    let named = json!({"RoleName": resources[role]});
+    let policies = api.ok("iam", "list_role_policies", &named)["PolicyNames"].clone();
+    let attached = api.ok("iam", "list_attached_role_policies", &named);
+    assert_eq!(attached["AttachedPolicies"], json!([]), "{role}");
+    assert_eq!(policies.as_array().unwrap().len(), 1, "{role}");
+    let named = json!({"RoleName": resources[role], "PolicyName": policies[0]});
+    let policy = api.ok("iam", "get_role_policy", &named)["PolicyDocument"].clone();
+    let put = |policy: &Value| {
+        let mut put = named.clone();
+        put["PolicyDocument"] = policy.to_string().into();
+        api.ok("iam", "put_role_policy", &put);
+    };
+    let (mut tried, mut asked, mut in_vain) = (Vec::new(), BTreeSet::new(), Vec::new());
+    for (action, resource, rest) in each_without(&policy) {
+        if !action.starts_with(service) {
+            continue;
+        }
+        let Some(works) = works(role, &action) else {
+            asked.insert(action);
+            continue;
+        };
+        put(&rest);
+        let began = Instant::now();
+        match works() {
+            Ok(()) => in_vain.push(format!("{role}: {action} on {resource}")),
+            Err(why) => println!("{role} without {action} on {resource}: {why} ({:.1?})", began.elapsed()),
+        }
+        put(&policy);
+        tried.push(works);
+    }
+    assert_eq!(in_vain, Vec::<String>::new(), "granted in vain");
+    // With everything back all is well, so that nothing failed for another reason.
+    for works in [tried.first(), tried.last()].into_iter().flatten() {
+        works().unwrap();
+    }
+    let documented = ASKED_FOR_BY_DOCUMENTATION.iter().find(|(of, _)| *of == role);
+    let documented = documented.map_or(&[][..], |(_, actions)| actions);
+    let has_key = policy.to_string().contains("kms:");
+    let documented = documented
+        .iter()
+        .filter(|action| action.starts_with(service) && (has_key || !action.starts_with("kms:")))
+        .map(|action| (*action).to_owned());
+    assert_eq!(asked, documented.collect(), "{role}");
+    tried.len()
+}
+
 /// A policy's grants one by one, an action on a resource each: the action, the resource, and the policy without it.
 fn each_without(policy: &Value) -> Vec<(String, String, Value)> {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
@@ -474,6 +546,20 @@ fn each_without(policy: &Value) -> Vec<(String, String, Value)> {
     all
 }
 
+/// How many invocations are in a function's log, and how many of them were traced.
+fn invocations(api: &Api, function: &Function) -> (usize, usize) {
+    let group = json!({"logGroupName": function.log_group});
+    let found = api.ok("logs", "filter_log_events", &group);
+    let events = found["events"].as_array().unwrap();
+    let begins = |start: &str| {
+        events
+            .iter()
+            .filter(|event| event["message"].as_str().unwrap().starts_with(start))
+            .count()
+    };
+    (begins("START "), begins("XRAY "))
+}
+
 /// What a deployment does, in pieces that are quick to try.
 struct Probe<'a> {
     stack: &'a Stack<'a>,
@@ -486,7 +572,7 @@ struct Probe<'a> {
 impl<'a> Probe<'a> {
     fn new(stack: &'a Stack<'a>) -> Probe<'a> {
         let api = &stack.deployed.api;
-        let create = json!({"QueueName": "notices"});
+        let create = json!({"QueueName": format!("{}-notices", stack.name)});
         let notices_url = api.ok("sqs", "create_queue", &create)["QueueUrl"]
             .as_str()
             .unwrap()
@@ -525,23 +611,36 @@ impl<'a> Probe<'a> {
         self.until(within, || self.messages() > before)
     }
 
-    fn schedule_fires(&self, within: Duration) -> Result<(), String> {
+    /// What the template schedules, once and now: the function that is to hear of it does.
+    fn schedule_fires(&self, schedule: &str, function: &Function, within: Duration) -> Result<(), String> {
         let api = &self.stack.deployed.api;
-        let name = json!({"Name": self.stack.deployed.schedule});
-        let target = api.ok("scheduler", "get_schedule", &name)["Target"].clone();
-        let before = self.said(&self.stack.deployed.updater);
+        let target = api.ok("scheduler", "get_schedule", &json!({"Name": schedule}))["Target"].clone();
+        let before = self.said(function);
         let create = json!({"Name": format!("once-{}", self.next()), "ScheduleExpression": "at(2026-01-01T00:00:00)",
                             "FlexibleTimeWindow": {"Mode": "OFF"}, "Target": target});
         api.ok("scheduler", "create_schedule", &create);
-        let fired = self.until(within, || self.said(&self.stack.deployed.updater) > before);
+        let fired = self.until(within, || self.said(function) > before);
         fired.then_some(()).ok_or("the schedule does not fire".into())
     }
 
-    fn firehose_delivers(&self) -> Result<(), String> {
-        let object = format!("arn:aws:s3:::{}/waf/2026/11/24/20/x.gz", self.stack.deployed.log_bucket);
-        let role = self.stack.deployed.delivers_as.as_ref().unwrap();
-        let may = self.stack.deployed.api.may(role, "s3:PutObject", &object);
-        may.then_some(()).ok_or("Firehose may not deliver".into())
+    /// A record that WAF hands to the stream becomes an object of the log bucket.
+    fn firehose_delivers(&self, within: Duration) -> Result<(), String> {
+        let deployed = &self.stack.deployed;
+        let objects = || {
+            let list = json!({"Bucket": deployed.log_bucket, "Prefix": deployed.log_prefix});
+            let listed = deployed.api.ok("s3", "list_objects_v2", &list);
+            listed["KeyCount"].as_u64().unwrap()
+        };
+        let before = objects();
+        let mut record = Vec::new();
+        let client = format!("203.0.113.{}", self.next());
+        let sent = Sent::new(now_ms() - 60_000, client.parse().unwrap());
+        sent.write(&mut record, u64::from(self.number.get())).unwrap();
+        let put = json!({"DeliveryStreamName": self.stack.resources["LogStream"],
+                         "Record": {"Data": String::from_utf8(record).unwrap()}});
+        deployed.api.ok("firehose", "put_record", &put);
+        let delivered = self.until(within, || objects() > before);
+        delivered.then_some(()).ok_or("Firehose does not deliver".into())
     }
 
     /// An object is counted, one that is not there ends in the dead-letter queue with the reason, the same with a policy
@@ -801,18 +900,8 @@ impl<'a> Probe<'a> {
         found
     }
 
-    /// How many invocations are in a function's log, and how many of them were traced.
     fn said(&self, function: &Function) -> (usize, usize) {
-        let group = json!({"logGroupName": function.log_group});
-        let found = self.stack.deployed.api.ok("logs", "filter_log_events", &group);
-        let events = found["events"].as_array().unwrap();
-        let begins = |start: &str| {
-            events
-                .iter()
-                .filter(|event| event["message"].as_str().unwrap().starts_with(start))
-                .count()
-        };
-        (begins("START "), begins("XRAY "))
+        invocations(&self.stack.deployed.api, function)
     }
 
     fn until(&self, within: Duration, check: impl Fn() -> bool) -> bool {
@@ -836,18 +925,10 @@ impl<'a> Stack<'a> {
         parameters: &[(&str, &str)],
     ) -> Result<Stack<'a>, String> {
         let api = Api::new(aws, region);
-        let mut create = json!({"Bucket": format!("{name}-packages")});
-        if region != "us-east-1" {
-            create["CreateBucketConfiguration"] = json!({"LocationConstraint": region});
-        }
-        api.ok("s3", "create_bucket", &create);
-        send(aws, &api, "create_stack", name, parameters, "first")?;
+        send(aws, &api, region, name, parameters, "first")?;
         let (outputs, resources) = described(&api, name)?;
         let of = |names: &BTreeMap<String, String>, name: &str| names.get(name).cloned().unwrap_or_default();
-        let function = |name: &str| Function {
-            name: resources[name].clone(),
-            log_group: resources[&format!("{name}Logs")].clone(),
-        };
+        let function = |name: &str| function_of(&resources, name);
         let set = |name: &str| {
             let parts: Vec<&str> = resources[name].split('|').collect();
             (parts[0].to_owned(), parts[1].to_owned())
@@ -874,28 +955,34 @@ impl<'a> Stack<'a> {
             name,
             deployed,
             resources,
+            outputs,
         })
     }
 
+    fn function(&self, name: &str) -> Function {
+        function_of(&self.resources, name)
+    }
+
+    fn set_schedule(&self, name: &str, state: &str) {
+        set_schedule(&self.deployed.api, &self.resources[name], state);
+    }
+
     fn update(&mut self, parameters: &[(&str, &str)], version: &str) -> Result<(), String> {
+        let deployed = &self.deployed;
         send(
-            self.deployed.aws,
-            &self.deployed.api,
-            "update_stack",
+            deployed.aws,
+            &deployed.api,
+            deployed.region,
             self.name,
             parameters,
             version,
         )?;
-        self.resources = described(&self.deployed.api, self.name)?.1;
+        (self.outputs, self.resources) = described(&deployed.api, self.name)?;
         Ok(())
     }
 
     fn delete(&self) -> Result<(), String> {
-        let name = json!({"StackName": self.name});
-        let found = self.deployed.api.ok("cloudformation", "describe_stacks", &name);
-        let id = found["Stacks"][0]["StackId"].as_str().unwrap();
-        self.deployed.api.ok("cloudformation", "delete_stack", &name);
-        settled(&self.deployed.api, id).map(|_| ())
+        delete(&self.deployed.api, self.name)
     }
 
     /// Failed messages come back sooner than in six times a function's timeout, and nobody waits an hour for this test.
@@ -963,28 +1050,56 @@ impl<'a> Stack<'a> {
     }
 }
 
+/// Deploys Palisade's template, or a new version of it.
 fn send(
     aws: &StandIn,
     api: &Api,
-    operation: &str,
+    region: &str,
     name: &str,
     parameters: &[(&str, &str)],
     version: &str,
 ) -> Result<(), String> {
+    let functions = ["analyzer", "updater"].map(|function| {
+        let before = format!("BuildProperties: {{Binary: {function}-lambda}}\n    Properties:\n");
+        (packed(aws, function), before)
+    });
+    let template = replaced(&template(), "    CodeUri: ..\n", "");
+    send_template(aws, api, region, name, &template, &functions, parameters, version)
+}
+
+/// Does what `sam package` and `sam deploy` do: each function's code goes into a bucket, and into the template where it is,
+/// after the text that comes before it; then the stack is created, or updated where it is there. The reason if it can't be.
+#[allow(clippy::too_many_arguments)]
+fn send_template(
+    aws: &StandIn,
+    api: &Api,
+    region: &str,
+    name: &str,
+    template: &str,
+    functions: &[(PathBuf, String)],
+    parameters: &[(&str, &str)],
+    version: &str,
+) -> Result<(), String> {
     let bucket = format!("{name}-packages");
+    let exists = api.call("s3", "head_bucket", &json!({"Bucket": bucket})).is_ok();
+    if !exists {
+        let mut create = json!({"Bucket": bucket});
+        if region != "us-east-1" {
+            create["CreateBucketConfiguration"] = json!({"LocationConstraint": region});
+        }
+        api.ok("s3", "create_bucket", &create);
+    }
     let put = |key: &str, file: &Path| {
         let put = json!({"Bucket": bucket, "Key": key, "Body": {"file": file}});
         api.ok("s3", "put_object", &put);
     };
-    // What `sam package` does: each function's code is in a bucket.
-    let mut template = replaced(&template(), "    CodeUri: ..\n", "");
-    for function in ["analyzer", "updater"] {
-        let key = format!("{version}/{function}.zip");
-        put(&key, &packed(aws, function));
-        let binary = format!("BuildProperties: {{Binary: {function}-lambda}}\n    Properties:\n");
+    let mut template = template.to_owned();
+    for (number, (zip, before)) in functions.iter().enumerate() {
+        let key = format!("{version}/{number}.zip");
+        put(&key, zip);
         // More than one function may be made of a binary.
-        assert!(template.contains(&binary), "{binary}");
-        template = template.replace(&binary, &format!("{binary}      CodeUri: s3://{bucket}/{key}\n"));
+        assert!(template.contains(before), "{before}");
+        template = template.replace(before, &format!("{before}      CodeUri: s3://{bucket}/{key}\n"));
     }
     let file: PathBuf = aws.temporary().join(format!("{name}-{version}.yaml"));
     fs::write(&file, template).unwrap();
@@ -1006,9 +1121,18 @@ fn send(
         "StackName": name, "TemplateURL": format!("{}/{bucket}/{version}.yaml", aws.endpoint()),
         "Parameters": parameters, "Capabilities": ["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"],
     });
+    let operation = if exists { "update_stack" } else { "create_stack" };
     api.call("cloudformation", operation, &request)
         .map_err(|(code, message)| format!("{code}: {message}"))?;
     settled(api, name).map(|_| ())
+}
+
+fn delete(api: &Api, name: &str) -> Result<(), String> {
+    let named = json!({"StackName": name});
+    let found = api.ok("cloudformation", "describe_stacks", &named);
+    let id = found["Stacks"][0]["StackId"].as_str().unwrap();
+    api.ok("cloudformation", "delete_stack", &named);
+    settled(api, id).map(|_| ())
 }
 
 /// The stack, when CloudFormation has done what it was asked to; else the first reason why not.
@@ -1028,6 +1152,13 @@ fn settled(api: &Api, name: &str) -> Result<Value, String> {
     Err(first.map_or(status.to_owned(), |event| {
         format!("{}: {}", event["LogicalResourceId"], event["ResourceStatusReason"])
     }))
+}
+
+fn function_of(resources: &Named, name: &str) -> Function {
+    Function {
+        name: resources[name].clone(),
+        log_group: resources[&format!("{name}Logs")].clone(),
+    }
 }
 
 /// What a stack has under which name.

@@ -14,7 +14,7 @@
 //! - `scenarios`: stories, a file each.
 //! - `serve`: the live page of a deployment.
 //! - `simulation`: the live loop in a hostile world.
-//! - `stack`: the template, deployed where IAM is enforced.
+//! - `stack`: the template, deployed where IAM is enforced, and the example API behind it.
 //! - `store`: what a store promises.
 //! - `tuning`: limits from history, and policies compared.
 

@@ -92,6 +92,8 @@ struct Drill<'a> {
     attack: Attack,
     began: Instant,
     stages: Vec<(String, Duration)>,
+    /// Whether the ban has been seen in the IP sets.
+    in_sets: bool,
 }
 
 /// An attack that the policy bans.
@@ -125,6 +127,7 @@ impl Drill<'_> {
             attack,
             began: Instant::now(),
             stages: Vec::new(),
+            in_sets: false,
         };
         match &args.url {
             None => drill.written(address, since.as_nanos(), now).await,
@@ -316,6 +319,7 @@ impl Drill<'_> {
                 Some(action) => {
                     let held = self.enforcer.hold(&self.engine.store, action, client.net()).await;
                     if held.map_err(|why| Failure::new(format!("failed to look into the IP sets: {why}")))? {
+                        self.in_sets = true;
                         self.reached("in the IP sets")?;
                         return Ok(Watched::InSets);
                     }
@@ -382,7 +386,7 @@ impl Drill<'_> {
                     "{net} in the ledger with one strike, forgotten after {}, and its verdicts in the audit",
                     self.policy.forget_after
                 ));
-                if matches!(watched, Ok(Watched::InSets)) && !self.gone(net, action).await? {
+                if self.in_sets && !self.gone(net, action).await? {
                     left.push(format!("{net} in an IP set; the next run takes it out"));
                 }
             }

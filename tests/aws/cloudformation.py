@@ -1,6 +1,7 @@
-"""CloudFormation's types for WAF, and WAF's logging configurations, neither of which ministack has.
+"""CloudFormation's types for WAF, and WAF's logging configurations, neither of which ministack has; and what it leaves out of
+others: a bucket's encryption, a secret's `Ref`, and the request validation of an OpenAPI document.
 
-Their properties and what `Ref` and `Fn::GetAtt` give are those of the CloudFormation template reference for AWS::WAFv2.
+Their properties and what `Ref` and `Fn::GetAtt` give are those of the CloudFormation template reference.
 As there, an update sends a resource's template content whenever any of its properties changed: an IP set whose template
 says `Addresses: []` is emptied by that.
 """
@@ -8,7 +9,7 @@ says `Addresses: []` is emptied by that.
 import json
 
 from ministack.core import responses
-from ministack.services import waf
+from ministack.services import apigateway_v1, s3, secretsmanager, waf
 from ministack.services.cloudformation import provisioners
 
 NAMED = ("IPSet", "RuleGroup", "RegexPatternSet")
@@ -118,7 +119,63 @@ async def handle_with_logging(method, path, headers, body, query):
     return await handle_request(method, path, headers, body, query)
 
 
+def encrypted(call):
+    """`call` makes or changes a bucket; its encryption is that of the template."""
+
+    def made(*args, **more):
+        bucket, attributes = call(*args, **more)
+        properties = args[2] if call is bucket_calls["update"] else args[1]
+        for rule in properties.get("BucketEncryption", {}).get("ServerSideEncryptionConfiguration", []):
+            by_default = rule["ServerSideEncryptionByDefault"]
+            members = {"SSEAlgorithm": by_default["SSEAlgorithm"], "KMSMasterKeyID": by_default.get("KMSMasterKeyID", "")}
+            text = "".join(f"<{name}>{value}</{name}>" for name, value in members.items())
+            s3._put_bucket_encryption(bucket, f"<ServerSideEncryptionConfiguration>{text}</ServerSideEncryptionConfiguration>".encode())
+        return bucket, attributes
+
+    return made
+
+
+def create_secret(logical_id, properties, stack):
+    """`Ref` of a secret is its ARN, and not its name."""
+    _, attributes = created_secret(logical_id, properties, stack)
+    return attributes["Arn"], attributes
+
+
+def delete_secret(physical_id, properties):
+    name, secret = secretsmanager._resolve(physical_id)
+    if secret:
+        secretsmanager._purge_secret(name, secret)
+
+
+def import_rest_api(spec, base_data=None):
+    """Schemas become models and operations validate by them (API Gateway developer guide, "x-amazon-apigateway-request-validator")."""
+    api = imported_rest_api(spec, base_data)
+    for name, schema in spec.get("components", {}).get("schemas", {}).items():
+        answered(apigateway_v1._create_model(api, {"name": name, "schema": json.dumps(schema)}))
+    validators = {}
+    for name, validator in spec.get("x-amazon-apigateway-request-validators", {}).items():
+        validators[name] = answered(apigateway_v1._create_request_validator(api, {"name": name, **validator}))["id"]
+    for resource in apigateway_v1._resources[api].values():
+        for method, found in resource["resourceMethods"].items():
+            operation = spec["paths"].get(resource["path"], {}).get(method.lower(), {})
+            found["requestValidatorId"] = validators.get(operation.get("x-amazon-apigateway-request-validator"))
+            content = operation.get("requestBody", {}).get("content", {})
+            found["requestModels"] = {kind: of["schema"]["$ref"].rsplit("/", 1)[-1] for kind, of in content.items()}
+    return api
+
+
+bucket_calls = dict(provisioners._RESOURCE_HANDLERS["AWS::S3::Bucket"])
+created_secret = provisioners._sm_secret_create
+imported_rest_api = apigateway_v1._import_rest_api
+
+
 def register():
+    apigateway_v1._import_rest_api = import_rest_api
+    provisioners._RESOURCE_HANDLERS["AWS::S3::Bucket"].update(
+        {name: encrypted(bucket_calls[name]) for name in ("create", "update")}
+    )
+    secret = provisioners._RESOURCE_HANDLERS["AWS::SecretsManager::Secret"]
+    secret.update({"create": create_secret, "delete": delete_secret})
     waf.handle_request = handle_with_logging
     provisioners._RESOURCE_HANDLERS.update({f"AWS::WAFv2::{kind}": named_type(kind) for kind in NAMED})
     provisioners._RESOURCE_HANDLERS["AWS::WAFv2::WebACLAssociation"] = {

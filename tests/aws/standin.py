@@ -17,7 +17,7 @@ import sys
 import threading
 
 from ministack.core import responses
-from ministack.services import waf
+from ministack.services import scheduler, waf
 
 import standin_athena
 
@@ -151,6 +151,7 @@ for name, call in STRICT.items():
 
 
 standin_athena.install()
+scheduler._SCHEDULE_TICK_INTERVAL = 1  # seconds until a schedule whose time has come is noticed; ten otherwise
 
 
 def end_with_the_tests():
