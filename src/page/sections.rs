@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 
 use analyzer::judge::{Charge, Sentence};
 use analyzer::policy::Then;
-use analyzer::{Action, Client, Crowd, Finding, Minute, Verdict, View, findings};
+use analyzer::{Action, Client, Crowd, Finding, Minute, Verdict, View, eager, findings};
 use maud::{Markup, html};
 
-use super::charts::{Rates, Timeline, eager};
+use super::charts::{Rates, Timeline};
 use super::{BANS_MAX, Report, TOP_MAX, VERDICTS_MAX, client_of};
 use crate::cli::output::{count, several, short};
 use crate::cli::time::{clock, rfc3339, shown};
