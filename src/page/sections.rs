@@ -29,7 +29,7 @@ impl Report<'_> {
                     (data(&self.source, 120)) ", judged by " (data(&self.policy_name, 120))
                 }
                 @if let Some(live) = self.live {
-                    (live.header())
+                    (live.header(&self.policy.brake))
                 } @else {
                     h1 { (self.lead()) }
                     (self.tiles())
@@ -55,7 +55,7 @@ impl Report<'_> {
 
     pub(super) fn parts(&self, timeline: &Timeline, rates: &[Rates]) -> Markup {
         html! {
-            @if let Some(live) = self.live { (live.deployment()) }
+            @if let Some(live) = self.live { (live.deployment(&self.policy.brake)) }
             (self.timeline(timeline))
             (self.bans())
             (self.cost())
