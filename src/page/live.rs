@@ -20,8 +20,6 @@ pub struct Live {
     pub ticking: bool,
     /// Changes whenever the page would.
     pub version: String,
-    /// Whether the logs are at hand, so that requests can be shown.
-    pub has_logs: bool,
     /// Where forms are sent, if whoever looks may change anything.
     pub writes_at: Option<String>,
     /// Whether IP sets are updated.
