@@ -18,7 +18,7 @@ use analyzer::policy::Severity;
 use analyzer::{Action, Client, DEFAULT_POLICY, Ledger, Manual, ManualKind, Minute, Offender, Policy, Span, rehearse};
 use chrono::DateTime;
 use ipnet::IpNet;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use toml_edit::DocumentMut;
 
@@ -38,7 +38,7 @@ pub struct Migration {
 }
 
 /// What became of one thing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Line {
     /// In which of four ways.
     pub kind: Kind,
@@ -49,7 +49,8 @@ pub struct Line {
 }
 
 /// How something of the old solution fared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// There is the same thing.
     Maps,

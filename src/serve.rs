@@ -32,7 +32,7 @@ use crate::enforce::{self, Enforcer, deployment};
 use crate::engine::{Engine, LEDGER_KEY, POLICY_KEY, RUNS_KEY, chain};
 use crate::inputs;
 use crate::page::live::Live;
-use crate::page::{Chosen, Report, content_security_policy};
+use crate::page::{Chosen, Report, Unread, content_security_policy};
 use crate::place::{Aws, Place, State};
 use crate::replay::{Event, Period, read};
 use crate::report::Summary;
@@ -305,7 +305,6 @@ impl Site {
             now,
             ticking: self.settings.now.is_none(),
             version,
-            has_logs: self.settings.logs.is_some(),
             writes_at: writes.then(|| "./".to_owned()),
             said,
             ..Live::default()
@@ -398,7 +397,7 @@ impl Site {
             summary: &summary,
             chosen: &chosen,
             events: &events,
-            found: &found,
+            found: found.as_ref().map_err(|why| *why),
             live: Some(live),
         };
         // Counting takes its time where there are very many clients; others must not wait for it.
@@ -406,9 +405,9 @@ impl Site {
     }
 
     /// Reads the logs of the horizon for the requests behind what is shown, and what could not be read.
-    async fn search(&self, policy: &Policy, chosen: &Chosen<'_>, now: Minute) -> (Found, Vec<String>) {
+    async fn search(&self, policy: &Policy, chosen: &Chosen<'_>, now: Minute) -> (Result<Found, Unread>, Vec<String>) {
         let Some(logs) = &self.settings.logs else {
-            return (Found::default(), Vec::new());
+            return (Err(Unread::NoLogs), Vec::new());
         };
         let period = Period {
             from_ms: Some((now - policy.horizon()).epoch_seconds() * 1000),
@@ -430,7 +429,7 @@ impl Site {
                 .problems
                 .iter()
                 .map(|problem| format!("`{}`: {}", problem.object, problem.what));
-            (reading.collected.found, problems.collect())
+            (Ok(reading.collected.found), problems.collect())
         })
     }
 }

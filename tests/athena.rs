@@ -20,6 +20,8 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
 use crate::aws::{Api, StandIn, unique};
+use crate::browser::Browser;
+use crate::page::data_of;
 use corpus::{EVERYTHING, NOON_MS, policy, records};
 use trino::Trino;
 
@@ -554,6 +556,95 @@ impl Deployment {
         assert_eq!(output.status.code(), Some(exit), "palisade {args}\n{out}\n{err}");
         format!("{out}{err}")
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_what_athena_counted_shows_the_same_bans_and_says_where_the_requests_are() {
+    let Some(aws) = StandIn::shared() else { return };
+    let here = Deployment::new(aws, analyzer::DEFAULT_POLICY).await;
+    let (logs, ask) = (&here.logs, here.ask());
+    let period = "--from 2026-11-01 --to 2026-11-02";
+    here.told(0, &format!("replay {logs} {period} --html scanned.html"));
+    here.told(
+        0,
+        &format!("replay {logs} {period} --html counted.html --engine athena {ask}"),
+    );
+    let page = |name: &str| fs::read_to_string(here.folder.path().join(name)).unwrap();
+    let (scanned, counted) = (page("scanned.html"), page("counted.html"));
+    let [of_scan, of_athena] = [&scanned, &counted].map(|page| data_of(page));
+    assert!(of_scan["lines"].as_array().unwrap().len() > 8);
+    for part in ["lines", "bans_cut", "timeline"] {
+        assert_eq!(of_scan[part], of_athena[part], "{part}");
+    }
+    // Who could reach a limit is drawn as the scan draws it, where it stands among all; the others are not there.
+    for (scan, athena) in of_scan["rates"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip(of_athena["rates"].as_array().unwrap())
+    {
+        for part in ["rule", "limit", "window", "reached"] {
+            assert_eq!(scan[part], athena[part], "{part}");
+        }
+        assert!(athena["clients"].as_u64() <= scan["clients"].as_u64());
+    }
+    for line in of_athena["lines"].as_array().unwrap() {
+        let client = line["client"].as_str().unwrap();
+        assert_eq!(of_scan["activity"][client], of_athena["activity"][client], "{client}");
+        assert!(
+            counted.contains(&format!("id=\"client-{client}\"")),
+            "{client} is explained"
+        );
+    }
+    let numbers = |page: &str| -> Vec<String> {
+        let table = page
+            .split("id=\"ban-rows\"")
+            .nth(1)
+            .unwrap()
+            .split("</table>")
+            .next()
+            .unwrap();
+        let values = table.split("data-value=\"").skip(1);
+        values
+            .map(|value| value.split('"').next().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(numbers(&scanned), numbers(&counted));
+
+    let reads = format!(
+        "<code>palisade replay --html report.html <bdi class=\"data\">--from 2026-11-01T00:00:00Z --to 2026-11-02T00:00:00Z {logs}"
+    );
+    for part in [
+        ", counted by Athena, judged by ",
+        "Requests, countries and user agents are in the logs, and Athena counted without showing them: ",
+        "The most frequent paths, WAF rules, countries and user agents are in the logs, ",
+        "and what a wrongly banned user misses, are in the logs, ",
+        "Athena counted ",
+        " clients, those that could reach a limit: the others are in the sums of all, and not here.",
+        "collateral, at most",
+        "requests counted",
+        &reads,
+    ] {
+        assert!(counted.contains(part), "{part}");
+        assert!(!scanned.contains(part), "{part}");
+    }
+    for part in [
+        "Requests that matched",
+        "Its first requests",
+        "Not matching",
+        "<h3>Paths</h3>",
+        "<select name=\"country\"",
+    ] {
+        assert!(scanned.contains(part), "{part}");
+        assert!(!counted.contains(part), "{part}");
+    }
+    let Some(browser) = Browser::shared() else { return };
+    let bans = of_athena["summary"]["bans"].as_u64().unwrap();
+    let file = here.folder.path().join("counted.html");
+    let seen = tokio::task::block_in_place(|| {
+        browser.look(&json!([{"name": "athena", "kind": "report", "file": file, "search": "192.0.2.44", "found": 2}]))
+    });
+    assert!(seen.iter().all(|one| one["bans"].as_u64() == Some(bans)), "{seen:?}");
 }
 
 fn verdicts(said: &str) -> Vec<&str> {

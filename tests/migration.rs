@@ -132,6 +132,12 @@ fn migrate_says_line_by_line_what_becomes_of_what() {
         "migrate-status",
         &place.told("status --state new --now 2026-11-01T12:00"),
     );
+    let lines = place.told("migrate old --state json --now 2026-11-01T12:00 --json");
+    check("migrate-json", &lines);
+    for file in ["policy.toml", "ledger.json"] {
+        let read = |state: &str| std::fs::read_to_string(place.path(state).join(file)).unwrap();
+        assert_eq!(read("json"), read("new"), "{file}");
+    }
     // Nothing is ever overwritten.
     check(
         "migrate-again",
@@ -150,8 +156,11 @@ fn files_that_are_not_the_old_solutions_are_named_and_the_rest_is_migrated() {
         "old/half-v6.json",
         ip_set("shopBlacklistSetIPV6", &["2001:db8::/32", "2001:db8::1/33", "x"]).to_string(),
     );
-    let output = place.run("-q migrate old --state new --now 2026-11-01T12:00");
+    let output = place.run("-q migrate old --state new --now 2026-11-01T12:00 --json");
     assert_eq!(output.status.code(), Some(4));
+    let lines = String::from_utf8(output.stdout.clone()).unwrap();
+    let summary: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+    assert_eq!(summary["problems"].as_array().unwrap().len(), 5, "{summary}");
     check("migrate-strangers", &String::from_utf8(output.stderr).unwrap());
     let ledger = std::fs::read_to_string(place.path("new/ledger.json")).unwrap();
     assert!(
@@ -191,6 +200,25 @@ fn a_running_ban_ends_in_the_minute_in_which_the_old_solution_would_have_ended_i
             .count(),
         2
     );
+}
+
+#[test]
+fn a_count_at_the_threshold_blocks_and_of_two_entries_the_longer_one_lasts() {
+    let state = |first: &str, second: &str| {
+        json!({
+            "general": { "198.51.100.1": entry(100, first), "198.51.100.2": entry(99, first) },
+            "uriList": { "/login": { "198.51.100.1": entry(10, second) } },
+        })
+    };
+    let (early, late) = ("2026-11-01 11:00:00 UTC+0000", "2026-11-01 11:30:00 UTC+0000");
+    for (first, second) in [(early, late), (late, early)] {
+        let state = ("s-waf_log_out.json", state(first, second));
+        let migration = migrated(&[("s-waf_log_conf.json", waf_conf()), state]);
+        // Four hours after the later of the two.
+        assert!(banned(&migration, "198.51.100.1", NOW + Span(209)));
+        assert!(!banned(&migration, "198.51.100.1", NOW + Span(210)));
+        assert!(!banned(&migration, "198.51.100.2", NOW));
+    }
 }
 
 /// What the old solution would do at `now_ms`, by its own arithmetic: seconds as a fraction of minutes, strictly less.

@@ -51,7 +51,7 @@ impl Place {
 }
 
 /// What the page's script reads.
-fn data_of(page: &str) -> Value {
+pub(crate) fn data_of(page: &str) -> Value {
     let begin = "<script type=\"application/json\" id=\"data\">";
     let (_, rest) = page.split_once(begin).unwrap();
     let (data, _) = rest.split_once("</script>").unwrap();

@@ -5,6 +5,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
 
+use palisade::place::s3_client;
 use palisade::traffic;
 use serde_json::{Value, json};
 
@@ -15,6 +16,8 @@ use aws_sdk_wafv2::types::{IpAddressVersion, Scope};
 /// A deployment in a folder: the demo's hour, judged up to 12:45.
 struct Place {
     folder: tempfile::TempDir,
+    /// Where the state is.
+    state: String,
     env: Vec<(&'static str, String)>,
 }
 
@@ -22,11 +25,23 @@ impl Place {
     fn new(policy: &str) -> Place {
         let place = Place {
             folder: tempfile::tempdir().unwrap(),
+            state: "state".into(),
             env: Vec::new(),
         };
         traffic::deliver(&traffic::hour(1).requests, &place.folder.path().join("logs"), 1).unwrap();
         fs::write(place.folder.path().join("policy.toml"), policy).unwrap();
         place
+    }
+
+    fn on(mut self, aws: &StandIn) -> Place {
+        self.env = vec![
+            ("AWS_ENDPOINT_URL", aws.endpoint()),
+            ("AWS_REGION", "us-east-1".into()),
+            ("AWS_ACCESS_KEY_ID", "test".into()),
+            ("AWS_SECRET_ACCESS_KEY", "test".into()),
+            ("AWS_EC2_METADATA_DISABLED", "true".into()),
+        ];
+        self
     }
 
     fn command(&self, args: &str) -> Command {
@@ -47,17 +62,19 @@ impl Place {
 
     /// Judges a few minutes of the hour.
     fn judged(self) -> Place {
-        self.run("-q policy push policy.toml --state state");
+        let state = &self.state;
+        self.run(&format!("-q policy push policy.toml --state {state}"));
         for minute in ["12:10", "12:22", "12:35", "12:45"] {
             self.run(&format!(
-                "-q run --state state --logs logs --once --now 2026-11-01T{minute}"
+                "-q run --state {state} --logs logs --once --now 2026-11-01T{minute}"
             ));
         }
         self
     }
 
     fn serve(&self, args: &str) -> Server {
-        let args = format!("-q serve --state state --listen 127.0.0.1:0 --now 2026-11-01T12:45 {args}");
+        let state = &self.state;
+        let args = format!("-q serve --state {state} --listen 127.0.0.1:0 --now 2026-11-01T12:45 {args}");
         let mut process = self.command(&args).stdout(Stdio::piped()).spawn().unwrap();
         let mut url = String::new();
         BufReader::new(process.stdout.take().unwrap())
@@ -170,6 +187,8 @@ fn the_live_page_shows_what_holds_now_and_changes_nothing() {
         "GET /.aws/credentials",
         "2026-11-01 12:45",
         "deployment.json</code> names no IP sets",
+        "released; 200 new bans a run at most",
+        "The brake holds what is more than 200 new bans in one run, and 10 or more bans whose clients made more than 20 % of the allowed requests.",
     ] {
         assert!(page.contains(shown), "{shown}");
     }
@@ -194,8 +213,10 @@ fn the_live_page_shows_what_holds_now_and_changes_nothing() {
     for header in [
         "default-src 'none'",
         "frame-ancestors 'none'",
-        "nosniff",
+        "x-content-type-options: nosniff",
         "cache-control: no-store",
+        "x-frame-options: deny",
+        "referrer-policy: same-origin",
     ] {
         assert!(head.contains(header), "{header}: {head}");
     }
@@ -224,8 +245,12 @@ fn with_the_token_a_person_bans_unbans_and_allows_with_a_reason() {
     let done = server.change("unban", "cidr=192.0.2.44%2F32&why=it+was+%3Cb%3Eus%3C%2Fb%3E");
     assert_eq!((done.status, done.body.as_str()), (303, ""));
     assert!(done.head.contains(&format!("location: {}", server.path())));
-    let page = server.page();
-    assert!(page.contains("1 ban of 192.0.2.44/32 ended; the next run updates the IP sets"));
+    let told = "1 ban of 192.0.2.44/32 ended; the next run updates the IP sets";
+    assert!(
+        !server.ask("GET /", &[], "").body.contains(told),
+        "it is told to whoever did it"
+    );
+    assert!(server.page().contains(told));
     assert!(!server.page().contains("192.0.2.44/32 ended"), "it is said once");
     assert_ne!(
         server.ask("GET /version", &[], "").body,
@@ -284,6 +309,12 @@ fn with_the_token_a_person_bans_unbans_and_allows_with_a_reason() {
             "{told}"
         );
     }
+    assert_eq!(server.change("ban", "cidr=%3Cimg+src%3Dx%3E&why=x").status, 303);
+    let page = server.page();
+    assert!(page.contains("`&lt;img src=x&gt;` is not an address") && !page.contains("<img"));
+    // A form is short; whoever sends a long one wants something else.
+    let long = format!("cidr=192.0.2.99&why={}", "x".repeat(20_000));
+    assert_eq!(server.change("ban", &long).status, 413);
     // From elsewhere nothing is taken, and a wrong token has no pages.
     let own = format!("http://{}", server.address());
     let unban = format!("POST {}ban", server.path());
@@ -301,7 +332,9 @@ fn with_the_token_a_person_bans_unbans_and_allows_with_a_reason() {
         );
     }
     let wrong = server.path().replace("/w/", "/w/0");
-    assert_eq!(server.ask(&format!("GET {wrong}"), &[], "").status, 404);
+    for page in ["", "version"] {
+        assert_eq!(server.ask(&format!("GET {wrong}{page}"), &[], "").status, 404);
+    }
     assert_eq!(
         server
             .ask(
@@ -345,14 +378,7 @@ async fn the_live_page_shows_the_ip_sets_their_room_and_what_the_next_run_change
             .unwrap();
         sets.push(json!([{"name": name, "id": made.summary().unwrap().id().unwrap()}]));
     }
-    let mut place = Place::new(&demo_policy().replace("mode = \"observe\"", "mode = \"enforce\""));
-    place.env = vec![
-        ("AWS_ENDPOINT_URL", aws.endpoint()),
-        ("AWS_REGION", "us-east-1".into()),
-        ("AWS_ACCESS_KEY_ID", "test".into()),
-        ("AWS_SECRET_ACCESS_KEY", "test".into()),
-        ("AWS_EC2_METADATA_DISABLED", "true".into()),
-    ];
+    let place = Place::new(&demo_policy().replace("mode = \"observe\"", "mode = \"enforce\"")).on(aws);
     fs::create_dir_all(place.folder.path().join("state")).unwrap();
     let deployment = json!({"version": 1, "targets": [{"scope": "REGIONAL", "region": "us-east-1",
         "block": {"v4": sets[0], "v6": sets[1]}, "challenge": {"v4": [], "v6": []}, "exclusive": false}]});
@@ -390,6 +416,71 @@ async fn the_live_page_shows_the_ip_sets_their_room_and_what_the_next_run_change
     let row = page.split("serve-v4, serve-v6").nth(1).unwrap();
     let missing = row.split("<td class=\"n\">").nth(2).unwrap();
     assert!(missing.starts_with('1'), "{missing}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_live_page_of_a_deployment_in_a_bucket_is_that_of_one_in_a_folder() {
+    let Some(aws) = StandIn::shared() else { return };
+    let s3 = s3_client(&aws.config("us-east-1"));
+    for bucket in ["serve-state", "serve-logs"] {
+        s3.create_bucket().bucket(bucket).send().await.unwrap();
+    }
+    let in_folder = Place::new(&demo_policy()).judged();
+    let mut in_bucket = Place::new(&demo_policy()).on(aws);
+    in_bucket.state = "s3://serve-state/api".into();
+    let in_bucket = in_bucket.judged();
+    let logs = in_bucket.folder.path().join("logs");
+    for entry in walkdir::WalkDir::new(&logs).into_iter().flatten() {
+        if entry.file_type().is_file() {
+            let key = entry.path().strip_prefix(&logs).unwrap().to_string_lossy().into_owned();
+            let put = s3.put_object().bucket("serve-logs").key(format!("waf/{key}"));
+            put.body(fs::read(entry.path()).unwrap().into()).send().await.unwrap();
+        }
+    }
+    tokio::task::block_in_place(|| {
+        let server = in_bucket.serve("--allow-writes --logs s3://serve-logs/waf/");
+        let rows = |page: &str| {
+            let bans = page.split("id=\"ban-rows\"").nth(1).unwrap();
+            // Forms are for those who may write.
+            let mut parts = bans.split("</table>").next().unwrap().split("<form");
+            let first = parts.next().unwrap().to_owned();
+            parts.fold(first, |all, part| all + part.split_once("</form>").unwrap().1)
+        };
+        let page = server.page();
+        assert!(page.contains("s3://serve-state/api"));
+        assert!(
+            page.contains("GET /.aws/credentials"),
+            "requests are those of the bucket's logs"
+        );
+        assert_eq!(rows(&page), rows(&in_folder.serve("--logs logs").page()));
+
+        let version = server.ask("GET /version", &[], "").body;
+        assert_eq!(server.change("unban", "cidr=192.0.2.44&why=it+was+us").status, 303);
+        assert!(server.page().contains("1 ban of 192.0.2.44/32 ended"));
+        assert_ne!(server.ask("GET /version", &[], "").body, version);
+        let status = in_bucket
+            .run("status --json --state s3://serve-state/api --now 2026-11-01T12:45")
+            .stdout;
+        let status: Value = serde_json::from_slice(&status).unwrap();
+        let offender = &status["offenders"]["192.0.2.44/32"];
+        assert!(offender["ban"].is_null(), "{offender}");
+    });
+    let decisions = s3
+        .list_objects_v2()
+        .bucket("serve-state")
+        .prefix("api/decisions/")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(decisions.contents().len(), 1);
+    // A bucket that is gone is no deployment without bans.
+    tokio::task::block_in_place(|| {
+        let mut nowhere = Place::new(&demo_policy()).on(aws);
+        nowhere.state = "s3://serve-no-such-bucket/api".into();
+        let answer = nowhere.serve("").ask("GET /", &[], "");
+        assert_eq!(answer.status, 502);
+        assert!(answer.body.contains("serve-no-such-bucket"), "{}", answer.body);
+    });
 }
 
 #[test]

@@ -152,6 +152,10 @@ fn diff_shows_who_is_banned_by_one_policy_and_not_by_the_other() {
         "[client]\nip = { header = \"x-forwarded-for\", trusted_hops = 1 }\n",
     );
     check("diff-client", &place.told("diff policy.toml hops.toml logs"));
+    let rule =
+        "[[rule]]\nname = \"any-login\"\nwhy = \"x\"\nmatch = { uri = \"*/login\" }\nlimit = 20\nwindow = \"5m\"\n";
+    place.write("other.toml", rule);
+    check("diff-other", &place.told("diff policy.toml other.toml logs"));
     // Exit codes are those of every command.
     place.write("wrong.toml", "limt = 1");
     assert_eq!(place.run("diff policy.toml wrong.toml logs").status.code(), Some(3));

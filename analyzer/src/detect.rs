@@ -82,6 +82,17 @@ impl View {
     }
 }
 
+/// The same policy with every limit at one and no share: its [`findings`] are the worst windows of every client that
+/// matched, and show how near each came to each limit.
+pub fn eager(policy: &Policy) -> Policy {
+    let mut eager = policy.clone();
+    for rule in &mut eager.rules {
+        rule.limit = 1;
+        rule.share = None;
+    }
+    eager
+}
+
 /// What the rules of `policy` make of the requests of `client`, in the rules' order. Each rule gives the window with the
 /// most hits, the latest of equals.
 pub fn findings(policy: &Policy, tally: &Tally, client: Client, view: View) -> Vec<Finding> {

@@ -25,7 +25,7 @@ pub mod tune;
 pub use client::Client;
 pub use counter::Counter;
 pub use crowd::{Crowd, Trait};
-pub use detect::{Finding, Offense, View, findings};
+pub use detect::{Finding, Offense, View, eager, findings};
 pub use judge::{Judgment, Verdict, judge, judge_history};
 pub use ledger::{Action, Ban, Ledger, Manual, ManualKind, Offender};
 pub use lint::{Lint, lint};

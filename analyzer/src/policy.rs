@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::client::{Client, ClientSource, IpSource, parse_cidr};
+use crate::judge::{BRAKE_CLIENTS_MIN, percent};
 use crate::ledger::Action;
 use crate::pattern::Pattern;
 use crate::tally::DISTINCT_MAX;
@@ -100,6 +101,21 @@ pub struct Brake {
     /// If the clients that a run would ban made more than this share of all allowed requests, all are held.
     /// Looked at from [`crate::judge::BRAKE_CLIENTS_MIN`] clients on.
     pub allowed_share: f64,
+}
+
+/// What it holds, for people.
+impl fmt::Display for Brake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "what is more than {} new bans in one run", self.new_bans)?;
+        if self.allowed_share < 1.0 {
+            let share = percent(self.allowed_share);
+            write!(
+                f,
+                ", and {BRAKE_CLIENTS_MIN} or more bans whose clients made more than {share} of the allowed requests"
+            )?;
+        }
+        Ok(())
+    }
 }
 
 /// How WAF's records show that our own rules stopped a request: either pattern list is enough.

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use crate::client::Client;
-use crate::detect::{Finding, View, findings};
+use crate::detect::{Finding, View, eager, findings};
 use crate::judge::{Verdict, judge_history};
 use crate::ledger::Ledger;
 use crate::policy::{Brake, Field, Policy, Rule, Then};
@@ -403,10 +403,10 @@ struct Seen {
 
 impl WorstWindows {
     fn of(policy: &Policy, tally: &Tally) -> WorstWindows {
-        // With a limit of one every rule shows the worst window of every client that matched.
-        let mut eager = policy.clone();
-        for rule in &mut eager.rules {
-            rule.limit = 1;
+        // What a share spares at every limit is no reason for any limit.
+        let mut eager = eager(policy);
+        for (eager, rule) in eager.rules.iter_mut().zip(&policy.rules) {
+            eager.share = rule.share;
         }
         let mut all = WorstWindows {
             clients: 0,

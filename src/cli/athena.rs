@@ -12,9 +12,11 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::deployment::{StateArgs, minute, policy_in_force, runtime};
 use super::exit::{Exit, Failure};
+use super::html::{Judged, Page};
 use super::output::{Printer, several, stdout};
 use super::{PolicyArgs, time};
 use crate::athena::{Answer, Athena, AthenaError, Counted, dollars};
+use crate::page::Unread;
 use crate::place::{Aws, Place, State};
 use crate::replay::Replay;
 use crate::report::{Line, Summary, write_line};
@@ -325,6 +327,9 @@ fn cost(scanned_bytes: u64, id: &str) -> String {
 /// A replay whose counting is Athena's.
 pub(super) struct ByAthena<'a> {
     pub(super) policy: &'a Policy,
+    pub(super) policy_name: String,
+    /// What to add to a command that reads the same logs.
+    pub(super) arguments: String,
     pub(super) ask: &'a AskArgs,
     pub(super) paths: &'a [std::path::PathBuf],
     pub(super) from_ms: Option<i64>,
@@ -333,7 +338,7 @@ pub(super) struct ByAthena<'a> {
 }
 
 impl ByAthena<'_> {
-    pub(super) fn run(&self, printer: &Printer) -> Result<Exit, Failure> {
+    pub(super) fn run(self, page: Option<Page<'_>>, printer: &Printer) -> Result<Exit, Failure> {
         let began = Instant::now();
         let place = match self.paths {
             [one] => one.to_str().map(str::parse::<Place>),
@@ -357,18 +362,31 @@ impl ByAthena<'_> {
                 .await
         })?;
         let replay = Replay::of(self.policy, &counted.counts.tally);
+        let summary = summary(&counted, &replay, began);
         let mut out = stdout();
         if self.json {
             for event in &replay.events {
                 write_line(&mut out, &Line::of(event))?;
             }
-            write_line(&mut out, &Line::Summary(summary(&counted, &replay, began)))?;
+            write_line(&mut out, &Line::Summary(summary.clone()))?;
         } else {
             super::replay::write_verdicts(&mut out, self.policy, &replay.events)?;
             write_totals(&mut out, &counted, &replay)?;
         }
         out.flush()?;
         drop(out);
+        if let Some(page) = page {
+            let judged = Judged {
+                policy: self.policy,
+                policy_name: self.policy_name,
+                source: place.to_string(),
+                arguments: self.arguments,
+                tally: &counted.counts.tally,
+                events: &replay.events,
+                summary: &summary,
+            };
+            page.write(judged, |_| Err(Unread::ByAthena), printer)?;
+        }
         printer.note(&cost(counted.scanned_bytes, &counted.id));
         if counted.counts.requests == 0 {
             printer.note(

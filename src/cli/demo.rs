@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use updater::{Family, Memory, Options, SetId, reconcile};
 
 use super::exit::{Exit, Failure};
-use super::html::{Judged, Page};
+use super::html::{Judged, Page, search};
 use super::output::{HEADING, Printer, count, several, stdout, table, write_table};
 use super::replay::{summary_of, write_verdicts};
 use super::time::shown;
@@ -95,8 +95,8 @@ fn write_page(
     began: Instant,
     printer: &Printer,
 ) -> Result<(), Failure> {
-    let mut inputs = inputs::find(&[logs.to_owned()], &Period::default());
-    let page = Page::open(path, &mut inputs)?;
+    let inputs = inputs::find(&[logs.to_owned()], &Period::default());
+    let page = Page::open(path)?;
     let reading = read(&inputs, Period::default(), 1, &(), || Survey::new(policy));
     let frequent = reading.collected.frequent();
     let reading = reading.map(|survey| survey.count.into_tally());
@@ -110,9 +110,12 @@ fn write_page(
         tally,
         events,
         summary: &summary,
-        frequent,
     };
-    page.write(judged, &inputs, Period::default(), 1, printer)
+    page.write(
+        judged,
+        search(policy, frequent, (&inputs, Period::default(), 1), printer),
+        printer,
+    )
 }
 
 /// What an hour of the loop left behind.

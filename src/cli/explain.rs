@@ -4,7 +4,7 @@ use std::io::Write;
 
 use analyzer::client::parse_cidr;
 use analyzer::tally::Slot;
-use analyzer::{Client, Finding, Minute, Policy, Span, Verdict, View, findings};
+use analyzer::{Client, Finding, Minute, Policy, Span, Verdict, View, eager, findings};
 use clap::Args;
 use ingest::{Request, Wants};
 
@@ -164,12 +164,6 @@ pub(super) fn run(args: &ExplainArgs, printer: &Printer) -> Result<Exit, Failure
     }
 
     writeln!(out, "\n{HEADING}Its worst window, rule by rule{HEADING:#}")?;
-    // With a limit of one and no share every rule shows how near it came.
-    let mut eager = policy.clone();
-    for rule in &mut eager.rules {
-        rule.limit = 1;
-        rule.share = None;
-    }
     let mut rows = table(
         &[
             "rule",
@@ -183,7 +177,7 @@ pub(super) fn run(args: &ExplainArgs, printer: &Printer) -> Result<Exit, Failure
         &[1, 2],
     );
     let mut matched = Vec::new();
-    for finding in findings(&eager, tally, client, View::ALL) {
+    for finding in findings(&eager(&policy), tally, client, View::ALL) {
         let (Finding::Offense(offense) | Finding::Shared(offense)) = finding;
         matched.push(offense.rule);
         let rule = &policy.rules[offense.rule];

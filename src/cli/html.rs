@@ -11,10 +11,10 @@ use super::output::Printer;
 use super::progress::Bar;
 use super::time::rfc3339;
 use crate::inputs::{self, Inputs, LogObject};
-use crate::page::{Chosen, Report};
+use crate::page::{Chosen, Report, Unread};
 use crate::replay::{Event, Period, read};
 use crate::report::Summary;
-use crate::survey::{Frequent, Search, Wanted};
+use crate::survey::{Found, Frequent, Search, Wanted};
 
 /// A page that will be written.
 pub(super) struct Page<'a> {
@@ -33,16 +33,22 @@ pub(super) struct Judged<'a> {
     pub(super) tally: &'a Tally,
     pub(super) events: &'a [Event],
     pub(super) summary: &'a Summary,
-    pub(super) frequent: Frequent,
 }
 
 impl<'a> Page<'a> {
-    /// Opens the file at once: that it can't be written should not be news after an hour of reading. Standard input is
-    /// kept in a temporary file meanwhile.
-    pub(super) fn open(path: &'a Path, inputs: &mut Inputs) -> Result<Page<'a>, Failure> {
+    /// Opens the file at once: that it can't be written should not be news after an hour of reading.
+    pub(super) fn open(path: &'a Path) -> Result<Page<'a>, Failure> {
         let opened = OpenOptions::new().create(true).write(true).truncate(false).open(path);
         let file = opened.map_err(|error| failed(path, &error))?;
-        let mut spooled = None;
+        Ok(Page {
+            path,
+            file,
+            spooled: None,
+        })
+    }
+
+    /// Keeps standard input in a temporary file, for it is read twice.
+    pub(super) fn spool(&mut self, inputs: &mut Inputs) -> Result<(), Failure> {
         for object in &mut inputs.objects {
             if *object == LogObject::Stdin {
                 let spool = || -> io::Result<(tempfile::NamedTempFile, u64)> {
@@ -55,10 +61,10 @@ impl<'a> Page<'a> {
                         .hint("a page needs logs to be read twice; there must be room for them in the temporary folder")
                 })?;
                 *object = LogObject::File(spool.path().to_owned(), bytes);
-                spooled = Some(spool);
+                self.spooled = Some(spool);
             }
         }
-        Ok(Page { path, file, spooled })
+        Ok(())
     }
 
     /// The name of an object as a person knows it.
@@ -74,25 +80,15 @@ impl<'a> Page<'a> {
         }
     }
 
-    /// Reads the logs once more, for the requests behind the verdicts, and writes the page.
+    /// Writes the page. `requests` looks for those behind the verdicts.
     pub(super) fn write(
         mut self,
         judged: Judged<'_>,
-        inputs: &Inputs,
-        period: Period,
-        threads: usize,
+        requests: impl FnOnce(&Chosen<'_>) -> Result<Found, Unread>,
         printer: &Printer,
     ) -> Result<(), Failure> {
         let chosen = Chosen::of(judged.events, judged.tally);
-        let wanted = Wanted::new(
-            judged.frequent,
-            &chosen.events,
-            chosen.bans_cut.iter().copied(),
-            chosen.clients.iter().copied(),
-        );
-        let bar = Bar::start(printer, inputs);
-        let reading = read(inputs, period, threads, &bar, || Search::new(judged.policy, &wanted));
-        bar.finish();
+        let found = requests(&chosen);
         let report = Report {
             source: judged.source,
             arguments: judged.arguments,
@@ -102,7 +98,7 @@ impl<'a> Page<'a> {
             summary: judged.summary,
             chosen: &chosen,
             events: judged.events,
-            found: &reading.collected.found,
+            found: found.as_ref().map_err(|why| *why),
             live: None,
         };
         let html = report.html();
@@ -110,6 +106,27 @@ impl<'a> Page<'a> {
         written.map_err(|error| failed(self.path, &error))?;
         printer.note(&format!("The page is in `{}`", self.path.display()));
         Ok(())
+    }
+}
+
+/// Reads the logs once more, for the requests behind what a page shows.
+pub(super) fn search(
+    policy: &Policy,
+    frequent: Frequent,
+    (inputs, period, threads): (&Inputs, Period, usize),
+    printer: &Printer,
+) -> impl FnOnce(&Chosen<'_>) -> Result<Found, Unread> {
+    move |chosen| {
+        let wanted = Wanted::new(
+            frequent,
+            &chosen.events,
+            chosen.bans_cut.iter().copied(),
+            chosen.clients.iter().copied(),
+        );
+        let bar = Bar::start(printer, inputs);
+        let reading = read(inputs, period, threads, &bar, || Search::new(policy, &wanted));
+        bar.finish();
+        Ok(reading.collected.found)
     }
 }
 

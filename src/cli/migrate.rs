@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use analyzer::Span;
 use clap::Args;
+use serde::Serialize;
 
 use super::deployment::{StateArgs, minute, runtime};
 use super::exit::{Exit, Failure};
@@ -12,8 +13,8 @@ use super::output::{HEADING, Printer, count, several, short, stdout};
 use super::time;
 use crate::engine::{LEDGER_KEY, POLICY_KEY};
 use crate::inputs;
-use crate::migrate::{Kind, migrate};
-use crate::place::{Aws, State};
+use crate::migrate::{self, Kind, Migration, migrate};
+use crate::place::{Aws, Place, State};
 use crate::store::{Condition, Store};
 
 #[derive(Args)]
@@ -30,6 +31,23 @@ pub(super) struct MigrateArgs {
     /// As of this time
     #[arg(long, value_name = "TIME", value_parser = time::parse_ms)]
     now: Option<i64>,
+    /// One JSON object a line, for programs
+    #[arg(long)]
+    json: bool,
+}
+
+/// One line of `--json`.
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+enum Line<'a> {
+    /// What became of one thing of the old solution.
+    Line(&'a migrate::Line),
+    Summary {
+        stack: &'a str,
+        bans: usize,
+        by_hand: usize,
+        problems: &'a [String],
+    },
 }
 
 pub(super) fn run(args: &MigrateArgs, printer: &Printer) -> Result<Exit, Failure> {
@@ -62,6 +80,37 @@ pub(super) fn run(args: &MigrateArgs, printer: &Printer) -> Result<Exit, Failure
     })?;
 
     let mut out = stdout();
+    if args.json {
+        let lines = migration.lines.iter().map(Line::Line);
+        let summary = Line::Summary {
+            stack: &migration.stack,
+            bans: migration.ledger.offenders.len(),
+            by_hand: migration.ledger.manual.len(),
+            problems: &migration.problems,
+        };
+        for line in lines.chain([summary]) {
+            serde_json::to_writer(&mut out, &line).map_err(std::io::Error::from)?;
+            writeln!(out)?;
+        }
+    } else {
+        write_lines(&mut out, &migration, place)?;
+    }
+    drop(out);
+    for problem in &migration.problems {
+        printer.warn(problem);
+    }
+    printer.note(&format!(
+        "Next: `palisade status --state {place}` shows the bans, `palisade check {place}/{POLICY_KEY}` and `palisade replay --policy {place}/{POLICY_KEY} <logs>` the policy"
+    ));
+    Ok(if migration.problems.is_empty() {
+        Exit::Done
+    } else {
+        Exit::Incomplete
+    })
+}
+
+/// What became of what, kind by kind.
+fn write_lines(out: &mut impl Write, migration: &Migration, place: &Place) -> std::io::Result<()> {
     for (kind, heading) in [
         (Kind::Maps, "The same"),
         (Kind::Better, "Better"),
@@ -83,19 +132,7 @@ pub(super) fn run(args: &MigrateArgs, printer: &Printer) -> Result<Exit, Failure
         "{place}: `{LEDGER_KEY}` has {} until their minute and {} by hand; `{POLICY_KEY}` observes, so they are blocked only once it says `mode = \"enforce\"`",
         several(migration.ledger.offenders.len() as u64, "ban"),
         count(migration.ledger.manual.len() as u64)
-    )?;
-    drop(out);
-    for problem in &migration.problems {
-        printer.warn(problem);
-    }
-    printer.note(&format!(
-        "Next: `palisade status --state {place}` shows the bans, `palisade check {place}/{POLICY_KEY}` and `palisade replay --policy {place}/{POLICY_KEY} <logs>` the policy"
-    ));
-    Ok(if migration.problems.is_empty() {
-        Exit::Done
-    } else {
-        Exit::Incomplete
-    })
+    )
 }
 
 /// A file, or the files of a folder.

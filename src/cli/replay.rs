@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 
 use super::athena::{AskArgs, ByAthena};
 use super::exit::{Exit, Failure};
-use super::html::{Judged, Page, arguments};
+use super::html::{Judged, Page, arguments, search};
 use super::output::{HEADING, Printer, count, several, short, stdout, table, write_table};
 use super::progress::Bar;
 use super::time::{clock, rfc3339, shown};
@@ -29,7 +29,7 @@ pub(super) struct ReplayArgs {
     #[arg(long)]
     json: bool,
     /// Also write a page to look at: one file that needs no network
-    #[arg(long, value_name = "FILE", conflicts_with = "engine")]
+    #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// Who counts: palisade reads every object, Athena answers a query over one bucket
     #[arg(long, value_name = "NAME")]
@@ -48,23 +48,30 @@ pub(super) fn run(args: &ReplayArgs, printer: &Printer) -> Result<Exit, Failure>
     let began = Instant::now();
     let policy = args.policy.load()?;
     let period = args.logs.period()?;
+    let page = args.html.as_deref().map(Page::open).transpose()?;
+    let arguments = arguments(
+        args.policy.policy.as_deref(),
+        period,
+        args.logs.paths.iter().map(PathBuf::as_path),
+    );
     if args.engine == Some(Engine::Athena) {
         let by_athena = ByAthena {
             policy: &policy,
+            policy_name: name_of(args.policy.policy.as_deref()),
+            arguments,
             ask: &args.ask,
             paths: &args.logs.paths,
             from_ms: period.from_ms,
             to_ms: period.to_ms,
             json: args.json,
         };
-        return by_athena.run(printer);
+        return by_athena.run(page, printer);
     }
     let mut inputs = args.logs.inputs(&period, printer)?;
-    let page = args
-        .html
-        .as_deref()
-        .map(|path| Page::open(path, &mut inputs))
-        .transpose()?;
+    let mut page = page;
+    if let Some(page) = &mut page {
+        page.spool(&mut inputs)?;
+    }
     let bar = Bar::start(printer, &inputs);
     let threads = args.logs.threads();
     let counter = Counter::new(&policy);
@@ -105,17 +112,13 @@ pub(super) fn run(args: &ReplayArgs, printer: &Printer) -> Result<Exit, Failure>
             policy: &policy,
             policy_name: name_of(args.policy.policy.as_deref()),
             source: joined(args.logs.paths.iter().map(PathBuf::as_path)),
-            arguments: arguments(
-                args.policy.policy.as_deref(),
-                period,
-                args.logs.paths.iter().map(PathBuf::as_path),
-            ),
+            arguments,
             tally,
             events: &replay.events,
             summary: &summary,
-            frequent,
         };
-        page.write(judged, &inputs, period, threads, printer)?;
+        let requests = search(&policy, frequent, (&inputs, period, threads), printer);
+        page.write(judged, requests, printer)?;
     }
     if replay.events.is_empty() && reading.requests > 0 {
         printer.note("Nobody would have been banned. `palisade top` shows who asked for most, `palisade explain <client>` how near a client came to each limit");

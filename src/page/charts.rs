@@ -4,7 +4,7 @@
 //! has a limit: a longer time or a wider range makes its steps longer, not the page.
 
 use analyzer::tally::{Cell, Cells, Slot};
-use analyzer::{Client, Finding, Minute, Policy, Span, Tally, Verdict, View, findings};
+use analyzer::{Client, Finding, Minute, Policy, Span, Tally, Verdict, View, eager, findings};
 use serde::Serialize;
 
 use crate::replay::Event;
@@ -214,16 +214,6 @@ impl Rates {
             })
             .collect()
     }
-}
-
-/// The same policy with every limit at one and no share: its findings show how near each client came to each rule.
-pub fn eager(policy: &Policy) -> Policy {
-    let mut eager = policy.clone();
-    for rule in &mut eager.rules {
-        rule.limit = 1;
-        rule.share = None;
-    }
-    eager
 }
 
 /// Ten bins a decade (the preferred numbers R10 of ISO 3), single numbers at the beginning, and one that begins at the limit.

@@ -1,5 +1,6 @@
 //! What only a running deployment has: bans with time left, IP sets and their room, the last runs, decisions by hand.
 
+use analyzer::policy::Brake;
 use analyzer::{Manual, ManualKind, Minute};
 use ipnet::IpNet;
 use maud::{Markup, html};
@@ -19,8 +20,6 @@ pub struct Live {
     pub ticking: bool,
     /// Changes whenever the page would.
     pub version: String,
-    /// Whether the logs are at hand, so that requests can be shown.
-    pub has_logs: bool,
     /// Where forms are sent, if whoever looks may change anything.
     pub writes_at: Option<String>,
     /// Whether IP sets are updated.
@@ -91,7 +90,7 @@ impl Live {
         }
     }
 
-    pub(super) fn header(&self) -> Markup {
+    pub(super) fn header(&self, brake: &Brake) -> Markup {
         let room: usize = self.targets.iter().map(|(_, outcome)| outcome.room).sum();
         let overflow: usize = self.targets.iter().map(|(_, outcome)| outcome.overflow).sum();
         let last = self.runs.first();
@@ -112,7 +111,7 @@ impl Live {
             }
             dl.tiles {
                 div { dt { "bans in force" } dd { (count(self.bans as u64)) } dd { "at " (shown(self.now)) " UTC" } }
-                div { dt { "held by the brake" } dd { (count(self.held as u64)) } dd { @if self.held == 0 { "released" } @else { "the brake is on" } } }
+                div { dt { "held by the brake" } dd { (count(self.held as u64)) } dd { @if self.held == 0 { "released; " } @else { "it is on; " } (several(brake.new_bans as u64, "new ban")) " a run at most" } }
                 div { dt { "room in the IP sets" } dd { @if self.targets.is_empty() { "–" } @else { (count(room as u64)) } }
                     dd { @if overflow > 0 { (count(overflow as u64)) " did not fit" } @else if self.targets.is_empty() { "no IP set is named" } @else { "everything fits" } } }
                 div { dt { "last run" } dd { @match age { Some(age) => { (ago(age.0)) } None => "–" } }
@@ -132,13 +131,14 @@ impl Live {
         }
     }
 
-    pub(super) fn deployment(&self) -> Markup {
+    pub(super) fn deployment(&self, brake: &Brake) -> Markup {
         html! {
             section aria-labelledby="deployment" {
                 h2 id="deployment" { "Deployment" }
                 p {
                     @if self.enforcing { "Enforcing: every run makes the IP sets hold the bans in force." }
                     @else { "Observing: bans are judged and remembered, and no IP set is touched." }
+                    " The brake holds " (brake.to_string()) "."
                     @if !self.writes() { " This page only shows." }
                 }
                 div.two {

@@ -59,10 +59,19 @@ pub struct Report<'a> {
     pub chosen: &'a Chosen<'a>,
     /// Every verdict, for the timeline.
     pub events: &'a [Event],
-    /// The requests behind them; empty where the logs are not at hand.
-    pub found: &'a Found,
+    /// The requests behind them, or why there are none.
+    pub found: Result<&'a Found, Unread>,
     /// What only a running deployment has.
     pub live: Option<&'a Live>,
+}
+
+/// Why a page shows no requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unread {
+    /// A live page was not told where the logs are.
+    NoLogs,
+    /// Athena counted, and sent back the numbers of those who could reach a limit.
+    ByAthena,
 }
 
 /// The verdicts that a page shows, and whose clients it explains.

@@ -95,7 +95,7 @@
     }));
     const cut = data.bans_cut > 0;
     const packed = cut ? null : lanes(bans, end);
-    const laneHeight = 17;
+    const laneHeight = 19;
     const reserved = packed ? packed.count * laneHeight + (packed.count ? 10 : 0) : 0;
     const readout = document.getElementById(box.dataset.readout);
     const sums = sum([line.allowed, line.blocked, line.stopped]);
@@ -141,7 +141,7 @@
         ctx.fillRect(x0, y, 2 * ratio, 11 * ratio);
         const label = ban.client.replace(/\/(32|64|128)$/, '');
         const fits = x1 - x0 > ctx.measureText(label).width + 10 * ratio;
-        if (fits) { ctx.fillStyle = color('soft'); ctx.fillText(label, x0 + 5 * ratio, y + 10 * ratio); }
+        if (fits) { ctx.fillStyle = color('soft'); ctx.fillText(label, x0 + 5 * ratio, y + 11 * ratio); }
       }
       ctx.restore();
     }

@@ -7,11 +7,11 @@ use std::collections::BTreeSet;
 
 use analyzer::judge::{Charge, Sentence};
 use analyzer::policy::Then;
-use analyzer::{Action, Client, Crowd, Finding, Minute, Verdict, View, findings};
+use analyzer::{Action, Client, Crowd, Finding, Minute, Verdict, View, eager, findings};
 use maud::{Markup, html};
 
-use super::charts::{Rates, Timeline, eager};
-use super::{BANS_MAX, Report, TOP_MAX, VERDICTS_MAX, client_of};
+use super::charts::{Rates, Timeline};
+use super::{BANS_MAX, Report, TOP_MAX, Unread, VERDICTS_MAX, client_of};
 use crate::cli::output::{count, several, short};
 use crate::cli::time::{clock, rfc3339, shown};
 use crate::replay::Event;
@@ -26,10 +26,10 @@ impl Report<'_> {
             header {
                 p.where {
                     @if self.live.is_some() { "Palisade, live: " } @else { "Palisade, replay of " }
-                    (data(&self.source, 120)) ", judged by " (data(&self.policy_name, 120))
+                    (data(&self.source, 120)) @if self.by_athena() { ", counted by Athena" } ", judged by " (data(&self.policy_name, 120))
                 }
                 @if let Some(live) = self.live {
-                    (live.header())
+                    (live.header(&self.policy.brake))
                 } @else {
                     h1 { (self.lead()) }
                     (self.tiles())
@@ -55,13 +55,42 @@ impl Report<'_> {
 
     pub(super) fn parts(&self, timeline: &Timeline, rates: &[Rates]) -> Markup {
         html! {
-            @if let Some(live) = self.live { (live.deployment()) }
+            @if let Some(live) = self.live { (live.deployment(&self.policy.brake)) }
             (self.timeline(timeline))
             (self.bans())
             (self.cost())
             (self.others())
             (self.rules(rates))
             (self.tops(rates))
+        }
+    }
+
+    fn by_athena(&self) -> bool {
+        self.found.err() == Some(Unread::ByAthena)
+    }
+
+    /// Says where `what` is to be had, if this page has no requests to show.
+    fn unread(&self, what: &str) -> Markup {
+        html! {
+            @match self.found {
+                Ok(_) => {}
+                Err(Unread::NoLogs) => { (what) " are in the logs: start " code { "palisade serve" } " with " code { "--logs" } " to see them here." }
+                Err(Unread::ByAthena) => {
+                    (what) " are in the logs, and Athena counted without showing them: "
+                    code { "palisade replay --html report.html " (data(&self.arguments, 300)) } " reads them."
+                }
+            }
+        }
+    }
+
+    /// Says who is missing from the tally, if Athena left anybody out.
+    fn left_out(&self) -> Markup {
+        let sent_back = self.tally.clients() as u64;
+        html! {
+            @if self.by_athena() && sent_back < self.summary.clients {
+                "Athena sent back " (count(sent_back)) " of " (several(self.summary.clients, "client"))
+                ", those that could reach a limit: the others are in the sums of all, and not here."
+            }
         }
     }
 
@@ -95,11 +124,15 @@ impl Report<'_> {
         };
         html! {
             dl.tiles {
-                div { dt { "requests read" } dd { (count(summary.requests)) } dd { "from " (several(summary.clients, "client")) } }
+                div { dt { "requests " @if self.by_athena() { "counted" } @else { "read" } } dd { (count(summary.requests)) } dd { "from " (several(summary.clients, "client")) } }
                 div { dt { "bans" } dd { (count(summary.bans)) } dd { "of " (several(summary.banned_clients, "client")) } }
                 div { dt { "requests stopped" } dd { (count(summary.stopped)) } dd { (percent(summary.stopped, summary.requests)) " of all requests" } }
-                div.cost[self.found.innocent > 0] { dt { "collateral" } dd { (count(self.found.innocent)) }
-                    dd { "stopped though they did not match; WAF allowed " (count(cost)) " of all " (count(stopped)) " stopped" } }
+                @match self.found {
+                    Ok(found) => div.cost[found.innocent > 0] { dt { "collateral" } dd { (count(found.innocent)) }
+                        dd { "stopped though they did not match; WAF allowed " (count(cost)) " of all " (count(stopped)) " stopped" } },
+                    Err(_) => div.cost[cost > 0] { dt { "collateral, at most" } dd { (count(cost)) }
+                        dd { "stopped though WAF allowed them, of all " (count(stopped)) " stopped" } },
+                }
                 div { dt { "spared" } dd { (count(summary.spared)) } dd { (count(summary.held)) " held, " (several(summary.alerts, "alert")) } }
             }
             @if !period.is_empty() { p.note { (period) } }
@@ -201,6 +234,11 @@ impl Report<'_> {
                     }
                     div.chart data-chart="timeline" data-readout="readout" role="img" aria-label=(text) {}
                     output.readout id="readout" {}
+                    @let missing = self.summary.requests.saturating_sub(self.summary.unattributed);
+                    @let missing = missing.saturating_sub([&timeline.allowed, &timeline.blocked, &timeline.stopped].into_iter().flatten().sum());
+                    @if self.by_athena() && missing > 0 {
+                        p.note { (several(missing, "request")) " of clients that Athena left out, stopped by our own rules, are not in the picture." }
+                    }
                     noscript { p.note { "Pictures need a script, which this browser does not run; everything else is here." } }
                 }
             }
@@ -250,8 +288,8 @@ impl Report<'_> {
                                 }
                                 th.n.wide data-key="number" { "Hits" }
                                 th.n.wide data-key="number" { "Matched" }
-                                th.n data-key="number" { @if self.live.is_some() { "Sent since" } @else { "Stopped" } }
-                                th.n.wide data-key="number" { "of these allowed" }
+                                th.n data-key="number" { @if self.live.is_some() { "Sent" } @else { "Stopped" } }
+                                th.n.wide data-key="number" { "Allowed" }
                             } }
                             @for (at, event, charge, sentence) in &bans { (self.ban(*at, event, charge, sentence)) }
                         }
@@ -293,7 +331,7 @@ impl Report<'_> {
     fn evidence(&self, at: usize, event: &Event, charge: &Charge, ban: Option<(&Sentence, u64)>) -> Markup {
         let offense = &charge.offense;
         let rule = self.policy.rules.iter().find(|rule| rule.name == charge.rule);
-        let found = self.found.evidence(at);
+        let found = self.found.ok().and_then(|found| found.evidence(at));
         let hits = match rule.and_then(|rule| rule.distinct.as_ref()) {
             Some(field) => format!(
                 "{} distinct {field} in {}",
@@ -331,15 +369,15 @@ impl Report<'_> {
                         h3 { "With" } (samples(&found.user_agents, 120))
                         h3 { "WAF's action" } (samples(&found.actions, 40))
                     }
-                } @else if self.live.is_some_and(|live| !live.has_logs) {
-                    div { p.quiet { "Requests, countries and user agents are in the logs: start " code { "palisade serve" } " with " code { "--logs" } " to see them here." } }
+                } @else if self.found.is_err() {
+                    div { p.quiet { (self.unread("Requests, countries and user agents")) } }
                 }
                 @if let (Some((_, allowed)), Some(found)) = (ban, found) {
                     (self.cost_of(event, allowed, found))
                 }
             }
             @if let (Some(live), Some(_)) = (self.live, ban) { (live.unban_form(charge.client.net())) }
-            p.next { (link(charge.client)) ": rule by rule, and its first requests" }
+            p.next { (link(charge.client)) ": rule by rule" @if self.found.is_ok() { ", and its first requests" } }
         }
     }
 
@@ -348,8 +386,11 @@ impl Report<'_> {
             div {
                 h3 { "What the ban costs" }
                 p {
-                    @if self.live.is_some() { "Since it began, the client sent " } @else { "It stops " }
-                    (several(event.stopped, "request")) ", " (count(allowed)) " of which WAF allowed. "
+                    @if event.stopped == 0 { "The client sent nothing since it began." }
+                    @else {
+                        @if self.live.is_some() { "Since it began, the client sent " } @else { "It stops " }
+                        (several(event.stopped, "request")) ", " (count(allowed)) " of which WAF allowed. "
+                    }
                     @if found.innocent > 0 { (several(found.innocent, "allowed request")) " did not match the rule:" }
                     @else if allowed > 0 { "Every allowed one matched the rule." }
                 }
@@ -365,7 +406,8 @@ impl Report<'_> {
             .into_iter()
             .map(|(at, event, charge, sentence)| {
                 let allowed = self.tally.allowed_of(charge.client, event.time, sentence.until);
-                let innocent = self.found.evidence(at).map_or(0, |found| found.innocent);
+                let found = self.found.ok().and_then(|found| found.evidence(at));
+                let innocent = found.map_or(0, |found| found.innocent);
                 (innocent, allowed, at, event, charge)
             })
             .filter(|(_, allowed, ..)| *allowed > 0)
@@ -380,7 +422,9 @@ impl Report<'_> {
                     p { "No ban would have stopped a request that WAF allowed." }
                 } @else {
                     p {
-                        "What WAF allowed, a ban would have refused. Requests that did not match the ban's rule come first: they are what a wrongly banned user misses."
+                        "What WAF allowed, a ban would have refused. "
+                        @if self.found.is_ok() { "Requests that did not match the ban's rule come first: they are what a wrongly banned user misses." }
+                        @else { (self.unread("Which of these requests did not match the ban's rule, and what a wrongly banned user misses,")) }
                         @if costly > bans.len() { " The " (bans.len()) " costliest of " (count(costly as u64)) " bans." }
                     }
                     div.scroll role="region" aria-label="Table of what bans cost" tabindex="0" {
@@ -389,22 +433,22 @@ impl Report<'_> {
                                 th data-key="text" { "Client" }
                                 th data-key="text" { "Rule" }
                                 th.wide data-key="text" { "Began (UTC)" }
-                                th.n data-key="number" { "Not matching" }
-                                th.n.wide data-key="number" { "Allowed" }
-                                th.n.wide data-key="number" { "Stopped" }
-                                th.wide { "The most frequent of those not matching" }
+                                @if self.found.is_ok() { th.n data-key="number" { "Not matching" } }
+                                th.n.wide[self.found.is_ok()] data-key="number" { "Allowed" }
+                                th.n.wide data-key="number" { @if self.live.is_some() { "Sent" } @else { "Stopped" } }
+                                @if self.found.is_ok() { th.wide { "The most frequent of those not matching" } }
                             } }
                             @for (innocent, allowed, at, event, charge) in &bans {
                                 tbody { tr {
                                     th.mono scope="row" { (link(charge.client)) }
                                     td.rule { (charge.rule) }
                                     td.t.wide { (shown(event.time)) }
-                                    td.n data-value=(innocent) { (count(*innocent)) }
-                                    td.n.wide data-value=(allowed) { (count(*allowed)) }
+                                    @if self.found.is_ok() { td.n data-value=(innocent) { (count(*innocent)) } }
+                                    td.n.wide[self.found.is_ok()] data-value=(allowed) { (count(*allowed)) }
                                     td.n.wide data-value=(event.stopped) { (count(event.stopped)) }
-                                    td.mono.wide {
-                                        @if let Some(found) = self.found.evidence(*at) {
-                                            @for (at, (value, _)) in found.innocent_requests.most(2).0.iter().enumerate() {
+                                    @if let Ok(found) = self.found {
+                                        td.mono.wide {
+                                            @for (at, (value, _)) in found.evidence(*at).map(|found| found.innocent_requests.most(2).0).iter().flatten().enumerate() {
                                                 @if at > 0 { br; }
                                                 (data(value, 60))
                                             }
@@ -516,6 +560,7 @@ impl Report<'_> {
                     "How many clients (upwards, each line ten times more) had how many hits in their worst window (to the right). "
                     "A limit in the gap between the ordinary and the rest is a good one; one inside the crowd will ban users."
                 }
+                @if self.by_athena() { p.note { (self.left_out()) } }
                 ul.legend {
                     li { i.allowed {} "below the limit" }
                     li { i.stopped {} "reached it" }
@@ -576,7 +621,10 @@ impl Report<'_> {
         html! {
             section aria-labelledby="top" {
                 h2 id="top" { "Most frequent" }
-                p { "By requests; paths without query strings and without what may be a secret." }
+                p {
+                    @if self.found.is_ok() { "By requests; paths without query strings and without what may be a secret." }
+                    @else { "By requests. " (self.left_out()) " " (self.unread("The most frequent paths, WAF rules, countries and user agents")) }
+                }
                 div.tops {
                     div {
                         h3 { "Clients" }
@@ -598,7 +646,7 @@ impl Report<'_> {
                         }))
                     }
                     @for (top, heading) in [(Top::Uri, "Paths"), (Top::WafRule, "WAF rules"), (Top::Country, "Countries"), (Top::UserAgent, "User agents")] {
-                        @let (values, more) = self.found.top(top, TOP_MAX);
+                        @let (values, more) = self.found.map_or_else(|_| Default::default(), |found| found.top(top, TOP_MAX));
                         @if !values.is_empty() {
                             div {
                                 h3 { (heading) }
@@ -627,6 +675,7 @@ impl Report<'_> {
                         "Everybody in the tables above, rule by rule. For anybody else: "
                         code { "palisade explain <client> " (data(&self.arguments, 300)) }
                         @if left_out > 0 { ". " (several(left_out as u64, "client")) " found no place on this page" }
+                        @if self.found.is_err() { ". " (self.unread("Where each came from, with what, and its first requests")) }
                     }
                     (tools("client-list", "Search clients", html! {}, false))
                     div id="client-list" { (clients) }
@@ -649,7 +698,11 @@ impl Report<'_> {
             .iter()
             .filter(|event| matches!(event.verdict, Verdict::Ban(..)))
             .count() as u64;
-        let profile = self.found.profile(client).unwrap_or_default();
+        let profile = self
+            .found
+            .ok()
+            .and_then(|found| found.profile(client))
+            .unwrap_or_default();
         let address = client.to_string();
         let never = self.policy.spares(client);
         html! {
@@ -727,7 +780,7 @@ impl Report<'_> {
                 p.quiet { "None of its requests matched a rule." }
             } @else {
                 div.scroll role="region" aria-label={ "Rules and " (address) } tabindex="0" { table {
-                    thead { tr { th { "Rule" } th.n { "Hits" } th.n { "Limit" } th.wide { "When (UTC)" } th.n { "Matched" } th { "Limit" } } }
+                    thead { tr { th { "Rule" } th.n { "Hits" } th.n { "Limit" } th.wide { "When (UTC)" } th.n.wide { "Matched" } th { span.vh { "Whether it was reached" } } } }
                     @for finding in &found {
                         @let (Finding::Offense(offense) | Finding::Shared(offense)) = finding;
                         @let rule = &self.policy.rules[offense.rule];
@@ -736,7 +789,7 @@ impl Report<'_> {
                             td.n { (count(offense.hits)) }
                             td.n { (count(u64::from(rule.limit))) " in " (rule.window) }
                             td.t.wide { (window(offense.first_hit, offense.last_hit)) }
-                            td.n {
+                            td.n.wide {
                                 (percent(offense.matched, offense.requests))
                                 @if let Some(share) = rule.share { span.quiet { " of " (format!("{:.0} %", share * 100.0)) } }
                             }
@@ -753,7 +806,8 @@ impl Report<'_> {
         html! {
             footer {
                 p {
-                    "Read " (several(summary.requests, "request")) " from " (several(summary.objects, "object"))
+                    @if self.by_athena() { "Athena counted " (several(summary.requests, "request")) }
+                    @else { "Read " (several(summary.requests, "request")) " from " (several(summary.objects, "object")) }
                     @if summary.duplicates > 0 { ", " (several(summary.duplicates, "object")) " delivered twice and counted once" }
                     @if summary.pruned > 0 { ", " (several(summary.pruned, "object")) " left out because of their names' times" }
                     ". Palisade " (env!("CARGO_PKG_VERSION")) "."
@@ -765,7 +819,7 @@ impl Report<'_> {
 
     /// The most frequent country behind a verdict.
     fn country(&self, at: usize) -> Option<String> {
-        let found = self.found.evidence(at)?;
+        let found = self.found.ok()?.evidence(at)?;
         let (countries, _) = found.countries.most(1);
         countries.first().map(|(country, _)| short(country, 20))
     }

@@ -160,18 +160,48 @@ pub(crate) fn records(seed: u64, count: usize) -> Vec<String> {
     let mut random = Random::seed_from_u64(seed);
     let mut lines: Vec<String> = (0..count).map(|_| record(&mut random).to_string()).collect();
     lines.extend((0..40).map(innocent));
+    lines.extend(borderline());
+    lines.extend((0..300).map(one_of_many));
+    // Where the periods that are asked for begin, which is in them, and end, which is not.
+    lines.extend([-1, 65, 180].map(|minute| asks("203.0.113.70", minute, "US")));
     lines.extend(odd_lines());
     lines
 }
 
 /// Somebody whose only request accuses nobody.
 fn innocent(n: i64) -> String {
-    let address = format!("203.0.113.{}", 100 + n);
+    asks(&format!("203.0.113.{}", 100 + n), n, "US")
+}
+
+/// `field-country` takes six in five minutes: one who reaches exactly that, from the first to the last of the minutes; one
+/// who needs a minute more; and one who does one less.
+fn borderline() -> Vec<String> {
+    let clients: [(&str, &[i64]); 3] = [
+        ("203.0.113.60", &[20, 20, 20, 20, 20, 24]),
+        ("203.0.113.61", &[20, 20, 20, 20, 20, 25]),
+        ("203.0.113.62", &[20, 20, 20, 20, 24]),
+    ];
+    let each = clients
+        .iter()
+        .flat_map(|(address, minutes)| minutes.iter().map(move |minute| (address, minute)));
+    each.map(|(address, minute)| asks(address, *minute, "XX")).collect()
+}
+
+/// One of more clients in a minute than are sampled, each with a request.
+fn one_of_many(n: i64) -> String {
+    match n % 2 {
+        0 => asks(&format!("198.18.{}.{}", n / 100, n % 100), 50, "US"),
+        _ => asks(&format!("2001:db8:{n}::1"), 50, "FR"),
+    }
+}
+
+/// A request that no rule but one about countries looks at.
+fn asks(address: &str, minute: i64, country: &str) -> String {
     let hops = json!([{"name": "x-forwarded-for", "value": format!("{address},{address}")}]);
     json!({
-        "timestamp": NOON_MS + n * 60_000,
+        "timestamp": NOON_MS + minute * 60_000,
         "action": "ALLOW",
-        "httpRequest": {"clientIp": address, "headers": hops, "uri": "/", "args": "a=1", "httpMethod": "GET", "country": "US"},
+        "httpRequest": {"clientIp": address, "headers": hops, "uri": "/", "args": "a=1", "httpMethod": "GET", "country": country},
     })
     .to_string()
 }
@@ -228,6 +258,7 @@ const HOPS: &[&str] = &[
     "\"[2001:db8:1:2:3::4]:80\"",
     "[2001:db8:1:2::1]",
     "[2001:db8:1:2::1%eth0]:443",
+    "2001:db8:1:a::1",
     "[192.0.2.1]",
     "[2001:db8:1:2::1]garbage",
     "\"192.0.2.2\"",

@@ -72,7 +72,7 @@ async function look(one, as, options) {
   const all = await bans.count();
   if (all > 0) {
     // Sorted by a column of numbers, downwards first; then upwards.
-    const head = page.locator('#ban-rows thead th', { hasText: /^(Stopped|Sent since)/ });
+    const head = page.locator('#ban-rows thead th', { hasText: /^(Stopped|Sent)/ });
     const column = await head.evaluate((th) => th.cellIndex);
     const values = () => bans.evaluateAll((bodies, column) => bodies.map((body) => Number(body.rows[0].cells[column].dataset.value)), column);
     await head.locator('button').click();
