@@ -409,7 +409,9 @@ impl<'w, R: Read, F: FnMut(&Request<'_>)> Scanner<'w, R, F> {
                 Walk::TooDeep(_) if found => return self.window.consume(1),
                 Walk::TooDeep(at) => return self.damaged(Skip::Malformed, at, opening),
                 Walk::More(at) => {
-                    if self.window.more() {
+                    let ended = self.window.ended;
+                    // Where the text ends, the walker may see more than where the buffer does.
+                    if self.window.more() || self.window.ended != ended {
                         continue;
                     }
                     return if self.window.ended {

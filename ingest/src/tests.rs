@@ -181,6 +181,23 @@ fn a_reading_does_not_depend_on_where_the_buffer_ends() {
 }
 
 #[test]
+fn an_end_is_an_end_also_where_the_buffer_ends() {
+    // Found by the long comparison of the two readers: a cut record, and what may be the beginning of another.
+    let lines = fixture("lines.ndjson");
+    let record = &lines[..lines.iter().position(|byte| *byte == b'\n').unwrap()];
+    for cut in 1..record.len() {
+        for end in ["", "\n", "\n{", "\n{\"ti", "\r\n{\"timestamp\":", " {\"a\":1}"] {
+            let log = [&lines[..], &record[..cut], end.as_bytes()].concat();
+            let whole = read(&log[..]).1;
+            for reader in [Reader::Fast, Reader::Tolerant] {
+                let scan = scan_with(log.len(), reader, &log[..], &Wants::everything(), |_| ());
+                assert_eq!(scan, whole, "{}", log.escape_ascii());
+            }
+        }
+    }
+}
+
+#[test]
 fn unpacked_ahead_everything_reads_alike() {
     for path in fixtures() {
         let plain = fs::read(&path).unwrap();
