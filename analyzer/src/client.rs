@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use ingest::Request;
@@ -25,6 +25,9 @@ impl Hash for Client {
         }
     }
 }
+
+/// What tells an IPv4 prefix length from an IPv6 one in [`Client::to_bits`].
+const IPV4: u16 = 256;
 
 impl Client {
     /// The client behind `address`; `ipv6_prefix` is between 1 and 128. IPv4 in IPv6 clothes (`::ffff:192.0.2.1`) is IPv4.
@@ -46,6 +49,24 @@ impl Client {
     /// The network to ban.
     pub fn net(self) -> IpNet {
         self.0
+    }
+
+    /// The address and the prefix length, which has [`IPV4`] on top for IPv4.
+    #[inline]
+    pub(crate) fn to_bits(self) -> (u128, u16) {
+        match self.0 {
+            IpNet::V4(net) => (u128::from(net.addr().to_bits()), IPV4 + u16::from(net.prefix_len())),
+            IpNet::V6(net) => (net.addr().to_bits(), u16::from(net.prefix_len())),
+        }
+    }
+
+    /// The client of [`Client::to_bits`].
+    pub(crate) fn from_bits(address: u128, length: u16) -> Client {
+        let address: IpAddr = match length {
+            IPV4.. => Ipv4Addr::from_bits(address as u32).into(),
+            _ => Ipv6Addr::from_bits(address).into(),
+        };
+        Client(IpNet::new_assert(address, (length % IPV4) as u8))
     }
 
     /// Whether the two networks share an address.

@@ -16,7 +16,6 @@ use aho_corasick::automaton::Automaton;
 use aho_corasick::dfa::DFA;
 use aho_corasick::nfa::contiguous::NFA;
 use aho_corasick::{Anchored, StartKind};
-use foldhash::HashMap;
 use foldhash::fast::RandomState;
 use ingest::Request;
 
@@ -35,7 +34,7 @@ const REMEMBERED: usize = 256;
 /// Longer values are not remembered; a client may send very long ones.
 const REMEMBERED_BYTES_MAX: usize = 1024;
 
-/// So many hits are noted before they are put into the tally; this bounds the memory for them, at about 16 MB.
+/// So many hits are noted before they are put into the tally; this bounds the memory for them, at about 20 MB.
 const NOTED_MAX: usize = 1 << 18;
 
 /// Counts requests by a policy. A clone shares what took time to make, so that every thread can have one.
@@ -51,6 +50,7 @@ pub struct Counter<'p> {
     policy: &'p Policy,
     tally: Tally,
     noted: Noted,
+    noted_max: usize,
     which: Candidates,
 }
 
@@ -101,6 +101,7 @@ impl<'p> Counter<'p> {
             policy,
             tally: Tally::default(),
             noted: Noted::default(),
+            noted_max: NOTED_MAX,
             which: Candidates { always, searches },
         }
     }
@@ -117,6 +118,7 @@ impl<'p> Counter<'p> {
             policy,
             tally,
             noted,
+            noted_max,
             which,
         } = self;
         tally.count_asking(
@@ -125,7 +127,7 @@ impl<'p> Counter<'p> {
             || which.of(request),
             |_, client, hit| noted.note(client, hit),
         );
-        if noted.len() >= NOTED_MAX {
+        if noted.len() >= *noted_max {
             noted.put_into(tally);
         }
     }
@@ -137,14 +139,12 @@ impl<'p> Counter<'p> {
     }
 }
 
-/// Hits in the order in which they came.
+/// Hits in the order in which they came: the client in two numbers, the second of which has slot and minute below it,
+/// because numbers are sorted fastest.
 #[derive(Debug, Clone, Default)]
 struct Noted {
-    numbers: HashMap<Client, u32>,
-    clients: Vec<Client>,
-    /// The client's number, slot and minute in one number, because that is sorted fastest.
-    hits: Vec<u128>,
-    values: Vec<(u32, Value)>,
+    hits: Vec<(u128, u64)>,
+    values: Vec<(u128, u64, u64)>,
 }
 
 impl Noted {
@@ -154,40 +154,40 @@ impl Noted {
 
     #[inline]
     fn note(&mut self, client: Client, hit: Hit) {
-        // Mostly the same client's as the hit before.
-        let number = match self.hits.last() {
-            Some(last) if self.clients[(last >> 64) as usize] == client => (last >> 64) as u32,
-            _ => *self.numbers.entry(client).or_insert_with(|| {
-                self.clients.push(client);
-                self.clients.len() as u32 - 1
-            }),
-        };
+        let (address, length) = client.to_bits();
+        let below =
+            |slot: Slot, minute: Minute| u64::from(length) << 48 | u64::from(slot.0) << 32 | u64::from(minute.0);
         match hit {
-            Hit::Request { slot, minute } => self
-                .hits
-                .push(u128::from(number) << 64 | u128::from(slot.0) << 32 | u128::from(minute.0)),
-            Hit::Value(value) => self.values.push((number, value)),
+            Hit::Request { slot, minute } => self.hits.push((address, below(slot, minute))),
+            Hit::Value(value) => self.values.push((address, below(value.slot, value.minute), value.hash)),
         }
     }
 
     fn put_into(&mut self, tally: &mut Tally) {
+        let client_of = |address: u128, below: u64| (address, (below >> 48) as u16);
+        let cell_of = |below: u64| (Slot((below >> 32) as u16), Minute(below as u32));
         self.hits.sort_unstable();
         self.values.sort_unstable();
         let mut values = self.values.as_slice();
         // Whoever has values has hits too.
-        for hits in self.hits.chunk_by(|a, b| a >> 64 == b >> 64) {
-            let number = (hits[0] >> 64) as u32;
-            let of_client = values.iter().take_while(|(client, _)| *client == number).count();
-            let (now, later) = values.split_at(of_client);
+        for hits in self.hits.chunk_by(|a, b| client_of(a.0, a.1) == client_of(b.0, b.1)) {
+            let client = client_of(hits[0].0, hits[0].1);
+            let of_client = values.iter().take_while(|value| client_of(value.0, value.1) == client);
+            let (now, later) = values.split_at(of_client.count());
             values = later;
             let cells = Cells::counted(
-                hits.iter().map(|hit| (Slot((hit >> 32) as u16), Minute(*hit as u32))),
-                now.iter().map(|(_, value)| *value),
+                hits.iter().map(|hit| cell_of(hit.1)),
+                now.iter().map(|(_, below, hash)| {
+                    let (slot, minute) = cell_of(*below);
+                    Value {
+                        slot,
+                        minute,
+                        hash: *hash,
+                    }
+                }),
             );
-            tally.put(self.clients[number as usize], cells);
+            tally.put(Client::from_bits(client.0, client.1), cells);
         }
-        self.numbers.clear();
-        self.clients.clear();
         self.hits.clear();
         self.values.clear();
     }
@@ -355,6 +355,7 @@ mod tests {
 
     fn tallies(policy: &Policy, requests: &[Request<'_>]) -> [Tally; 2] {
         let mut counter = Counter::new(policy);
+        counter.noted_max = 7;
         let mut both = [Tally::default(), Tally::default()];
         for request in requests {
             both[0].count(policy, request);
@@ -402,7 +403,10 @@ mod tests {
                 .iter()
                 .map(|(uri, args, agent, label, method, action, client)| Request {
                     timestamp_ms: 1_793_534_400_000 + i64::from(*client) * 40_000,
-                    client_ip: std::net::IpAddr::from([192, 0, 2, *client]),
+                    client_ip: match client {
+                        0 | 1 => std::net::IpAddr::from([192, 0, 2, *client]),
+                        _ => std::net::IpAddr::from([0x2001, 0xdb8, 0, u16::from(*client), 0, 0, 0, 1]),
+                    },
                     method: ["GET", "POST", "post"][*method].into(),
                     action: ["ALLOW", "BLOCK", "CAPTCHA"][*action].into(),
                     uri: uri.into(),

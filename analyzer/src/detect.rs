@@ -134,6 +134,10 @@ fn finding(rule: &Rule, index: usize, cells: &Cells, view: View) -> Option<Findi
     let slot = Slot::of_rule(index, rule).counted_by(rule.engine);
     let hits = cells.of(slot, view.from(), view.now);
     let limit = u64::from(rule.limit);
+    // No window has more distinct values than the client.
+    if rule.distinct.is_some() && (cells.values().len() as u64) < limit {
+        return None;
+    }
     // One request may show several distinct values, in labels or repeated headers, and is one hit all the same.
     let too_few = |matched: u64| rule.distinct.is_none() && matched < limit;
     if hits.is_empty() || too_few(hits.iter().map(|cell| u64::from(cell.hits)).sum()) {

@@ -106,10 +106,9 @@ pub(crate) fn full(policy: &Policy, paths: &[PathBuf], threads: usize) -> io::Re
     judge_history(policy, &tally, Ledger::default(), |_, judgment| {
         verdicts += judgment.verdicts.len()
     });
-    let requests = tally.period().map_or(0, |_| total(&tally));
     Ok(Answer {
         groups: tally.clients() as u64,
-        requests,
+        requests: tally.requests(Minute(0), Minute(u32::MAX)),
         squares: verdicts as u64,
     })
 }
@@ -136,10 +135,6 @@ pub(crate) fn tally(policy: &Policy, paths: &[PathBuf], threads: usize) -> io::R
             all
         })
         .unwrap_or_default())
-}
-
-fn total(tally: &Tally) -> u64 {
-    tally.requests(Minute(0), Minute(u32::MAX))
 }
 
 /// As a replay does: unpacked ahead where a core is to spare.

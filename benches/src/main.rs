@@ -27,8 +27,8 @@ const PLAN: Plan = Plan {
     minutes: 60,
 };
 
-/// Into how many objects the same data is cut for several cores: four minutes each.
-const OBJECTS: u64 = 15;
+/// Into how many objects the same data is cut for several cores: a minute each.
+const OBJECTS: u64 = 60;
 
 /// How often every program runs, those that take long once.
 const ROUNDS: usize = 5;
