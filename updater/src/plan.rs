@@ -4,8 +4,9 @@
 //! wanted addresses and the same observed content, in whatever order WAF listed it, give the same plan. Planned again
 //! on its own result it has nothing left to write.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::BTreeSet;
 
+use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 use ipnet::IpNet;
 
 use crate::network::{Coverage, aggregate, canonical, longest_start_that_fits, span};
