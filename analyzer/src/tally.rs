@@ -274,7 +274,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts one request. For many requests, [`Counter`] does the same faster.
+    /// Counts one request. For many requests, [`Counter`](crate::Counter) does the same faster.
     pub fn count(&mut self, policy: &Policy, request: &Request<'_>) {
         let all = || 0..policy.rules.len();
         self.count_asking(policy, request, all, |clients, client, hit| {
