@@ -46,6 +46,11 @@ impl Collect for Both<'_> {
         }
     }
 
+    fn settle(&mut self) {
+        self.old.settle();
+        self.new.iter_mut().for_each(Collect::settle);
+    }
+
     fn join(&mut self, other: Self) {
         self.old.join(other.old);
         if let (Some(new), Some(other)) = (&mut self.new, other.new) {

@@ -81,6 +81,10 @@ impl Collect for Watch<'_> {
         }
     }
 
+    fn settle(&mut self) {
+        self.count.settle();
+    }
+
     fn join(&mut self, other: Self) {
         self.count.join(other.count);
         self.first.extend(other.first);
