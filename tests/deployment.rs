@@ -330,6 +330,7 @@ async fn enforcing_fills_real_ip_sets_keeps_what_others_put_there_and_lets_bans_
     assert!(elsewhere.contains("was delivered between"), "{elsewhere}");
     let nowhere = place.refused(1, "replay s3://no-such-bucket/waf/");
     assert!(nowhere.contains("there is no such bucket"), "{nowhere}");
+    assert!(nowhere.contains("hint: check the bucket's name"), "{nowhere}");
 
     // Observing updates nothing.
     place.told(0, "policy push policy.toml --state s3://deployment-state/api");

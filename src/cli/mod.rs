@@ -167,7 +167,11 @@ impl LogArgs {
         let given: Vec<String> = self.paths.iter().map(|path| format!("`{}`", path.display())).collect();
         Err(match inputs.problems.first() {
             Some(problem) => Failure::new(format!("failed to read `{}`: {}", problem.object, problem.what))
-                .hint("give a file or folder with WAF logs, or `-` for standard input"),
+                .hint(if problem.object.starts_with("s3://") {
+                    "check the bucket's name, `AWS_PROFILE` and `AWS_REGION`; reading needs `s3:ListBucket` and `s3:GetObject`"
+                } else {
+                    "give a file or folder with WAF logs, or `-` for standard input"
+                }),
             None if inputs.pruned > 0 => Failure::new(format!(
                 "none of the {} objects in {} was delivered between `--from` and `--to`",
                 inputs.pruned,
