@@ -47,10 +47,10 @@ const OPENING_BYTES_MAX: usize = 16 * 1024;
 #[derive(Default)]
 struct Opening {
     text: Vec<u8>,
-    web_acl: Text,
-    waf_rule: Text,
-    action: Text,
-    seen: u32,
+    /// What a request takes from it; empty where it has none.
+    web_acl: String,
+    waf_rule: String,
+    action: String,
     /// It ends within the first rate-based rule, behind the opening quote of its last value.
     in_rate_rule: bool,
 }
@@ -90,11 +90,17 @@ pub(crate) fn read(
     if !(TIMESTAMP_MS_MIN..TIMESTAMP_MS_MAX).contains(&found.timestamp_ms) {
         return None;
     }
-    if let Some(opening) = &found.opening {
-        lists.openings[lists.oldest].keep(bytes, opening, found);
+    let record = Checked::new(&bytes[..length], found.headers_end)?;
+    if let Some(part) = &found.opening {
+        lists.openings[lists.oldest].keep(&record, part, found)?;
         lists.oldest = (lists.oldest + 1) % OPENINGS;
     }
-    let record = Checked::new(&bytes[..length], found.headers_end)?;
+    let known = found.known_opening.map(|known| &lists.openings[known]);
+    // What is not from a known opening came behind it, and of two keys the last one counts.
+    let kept = |text: Text, of: fn(&Opening) -> &str| match known {
+        Some(opening) if text.is_none() => Some(Cow::Borrowed(of(opening))),
+        _ => record.text(text),
+    };
     let host = match record.text(found.host)? {
         host if host.is_empty() => record.text(found.host_header)?,
         host => host,
@@ -112,9 +118,9 @@ pub(crate) fn read(
     }
     let request = Request {
         timestamp_ms: found.timestamp_ms,
-        web_acl: record.text(found.web_acl)?,
-        action: record.text(found.action)?,
-        waf_rule: record.text(found.waf_rule)?,
+        web_acl: kept(found.web_acl, |opening| &opening.web_acl)?,
+        action: kept(found.action, |opening| &opening.action)?,
+        waf_rule: kept(found.waf_rule, |opening| &opening.waf_rule)?,
         client_ip,
         country: something(record.text(found.country)?, "-"),
         method: record.text(found.method)?,
@@ -129,8 +135,7 @@ pub(crate) fn read(
         request_id: something(record.text(found.request_id)?, "null"),
     };
     each(&request);
-    lists.headers = emptied(request.headers);
-    lists.labels = emptied(request.labels);
+    (lists.headers, lists.labels) = (emptied(request.headers), emptied(request.labels));
     Some(length)
 }
 
@@ -143,10 +148,15 @@ struct Text {
 }
 
 impl Text {
+    #[inline(always)]
+    fn is_none(self) -> bool {
+        self.ends == 0
+    }
+
     /// The same string where what it is in begins later by so much; no string stays none.
     #[inline(always)]
     fn moved(self, by: usize) -> Text {
-        if self.ends == 0 {
+        if self.is_none() {
             return self;
         }
         Text {
@@ -158,7 +168,7 @@ impl Text {
 
     /// The same string as seen from `from`, which is not behind it.
     fn seen_from(self, from: usize) -> Text {
-        if self.ends == 0 {
+        if self.is_none() {
             return self;
         }
         Text {
@@ -171,16 +181,20 @@ impl Text {
 
 impl Opening {
     /// Keeps a part of a record that has been checked.
-    fn keep(&mut self, bytes: &[u8], part: &Range<usize>, found: &Found) {
-        let text = &bytes[part.clone()];
+    #[inline(never)]
+    fn keep(&mut self, record: &Checked<'_>, part: &Range<usize>, found: &Found) -> Option<()> {
+        let text = &record.record[part.clone()];
         if text.len() > OPENING_BYTES_MAX {
-            return;
+            return Some(());
         }
+        let [web_acl, waf_rule, action] = found.opening_texts;
+        self.web_acl = record.text(web_acl)?.into_owned();
+        self.waf_rule = record.text(waf_rule)?.into_owned();
+        self.action = record.text(action)?.into_owned();
         self.text.clear();
         self.text.extend_from_slice(text);
-        [self.web_acl, self.waf_rule, self.action] = found.opening_texts.map(|text| text.seen_from(part.start));
-        self.seen = found.opening_seen;
         self.in_rate_rule = found.opening_in_rate_rule;
+        Some(())
     }
 }
 
@@ -209,12 +223,13 @@ struct Found {
     host_header: Text,
     /// Where the headers end; most texts are behind them.
     headers_end: usize,
-    /// An opening that is not known yet, with the web ACL, rule and action in it, for they may come later too, the keys seen
-    /// up to its end, and whether it ends in a rate-based rule.
+    /// An opening that is not known yet, with the web ACL, rule and action in it, for they may come later too, and whether it
+    /// ends in a rate-based rule.
     opening: Option<Range<usize>>,
     opening_texts: [Text; 3],
-    opening_seen: u32,
     opening_in_rate_rule: bool,
+    /// Which of the known openings it is.
+    known_opening: Option<usize>,
     /// Headers by some of their bytes.
     known_headers: Vec<KnownHeader>,
 }
@@ -275,7 +290,8 @@ impl<'a> Cursor<'a> {
     fn record(&mut self, wants: &Wants, found: &mut Found, openings: &[Opening; OPENINGS]) -> Option<()> {
         if self.literal(br#"{"timestamp":"#) {
             self.value_of(Key::Timestamp, wants, found)?;
-            if !openings.iter().any(|opening| self.is_known(opening, found)) {
+            found.known_opening = openings.iter().position(|opening| self.is_known(opening));
+            if found.known_opening.is_none() {
                 self.opening(wants, found)?;
             }
             if self.literal(br#","nonTerminatingMatchingRules":"#) {
@@ -314,7 +330,7 @@ impl<'a> Cursor<'a> {
 
     /// Goes past this opening, and the rate-based rule it may end in, if it is what is next.
     #[inline(always)]
-    fn is_known(&mut self, opening: &Opening, found: &mut Found) -> bool {
+    fn is_known(&mut self, opening: &Opening) -> bool {
         let begins = self.at;
         if opening.text.is_empty() || !self.bytes[begins..].starts_with(&opening.text) {
             return false;
@@ -330,10 +346,6 @@ impl<'a> Cursor<'a> {
             self.at = self.bytes.len();
             return true;
         }
-        found.seen |= opening.seen;
-        found.web_acl = opening.web_acl.moved(begins);
-        found.waf_rule = opening.waf_rule.moved(begins);
-        found.action = opening.action.moved(begins);
         true
     }
 
@@ -380,7 +392,6 @@ impl<'a> Cursor<'a> {
             };
             found.opening = Some(begins..ends);
             found.opening_texts = [found.web_acl, found.waf_rule, found.action];
-            found.opening_seen = found.seen;
         }
         Some(())
     }
@@ -868,8 +879,12 @@ fn unescaped(raw: &str) -> Option<String> {
 }
 
 /// Nothing, where AWS writes nothing or a word for it.
+#[inline(always)]
 fn something<'a>(text: Cow<'a, str>, nothing: &str) -> Option<Cow<'a, str>> {
-    Some(text).filter(|text| !text.is_empty() && text != nothing)
+    if text.is_empty() || *text == *nothing {
+        return None;
+    }
+    Some(text)
 }
 
 /// An address in its usual form.
