@@ -33,7 +33,8 @@ impl Coverage {
     /// What `networks`, all of one family, cover.
     pub(crate) fn of<'a>(networks: impl IntoIterator<Item = &'a IpNet>) -> Self {
         let mut spans: Vec<_> = networks.into_iter().map(span).collect();
-        spans.sort_unstable();
+        // What ends where does not matter to what is merged.
+        spans.sort_unstable_by_key(|&(first, _)| first);
         let mut merged: Vec<(u128, u128)> = Vec::with_capacity(spans.len());
         for (first, last) in spans {
             match merged.last_mut() {
@@ -49,6 +50,16 @@ impl Coverage {
         let (first, last) = span(network);
         let after = self.0.partition_point(|&(start, _)| start <= first);
         after > 0 && last <= self.0[after - 1].1
+    }
+
+    /// Those of `sorted` of which not every single address is covered, in their order.
+    pub(crate) fn missing<'a>(&self, sorted: &'a [IpNet]) -> impl Iterator<Item = &'a IpNet> {
+        let mut spans = self.0.iter().peekable();
+        sorted.iter().filter(move |network| {
+            let (first, last) = span(network);
+            while spans.next_if(|(_, end)| *end < first).is_some() {}
+            spans.peek().is_none_or(|&&(start, end)| first < start || end < last)
+        })
     }
 
     /// Whether at least one address of `network` is covered.
@@ -235,6 +246,18 @@ mod tests {
             // Networks either nest or are apart.
             let naive = list.iter().any(|other| other.contains(&network) || network.contains(other));
             prop_assert_eq!(Coverage::of(&list).overlaps(&network), naive);
+        }
+
+        #[test]
+        fn what_is_missing_is_what_is_not_contained(
+            list in prop::collection::vec(small_network(), 0..10),
+            mut others in prop::collection::vec(small_network(), 0..10),
+        ) {
+            others.sort_unstable();
+            let coverage = Coverage::of(&list);
+            let missing: Vec<_> = coverage.missing(&others).collect();
+            let naive: Vec<_> = others.iter().filter(|other| !coverage.contains(other)).collect();
+            prop_assert_eq!(missing, naive);
         }
     }
 }

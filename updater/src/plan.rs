@@ -169,11 +169,7 @@ fn shards(addresses_max: usize, observed: &[(SetId, IpSet)], known: &Coverage, o
             // would refuse its IPv4 form there. What no set can hold was not really observed.
             let addresses = ip_set.addresses.iter().map(IpNet::trunc);
             let before = sorted(addresses.filter(|network| fits(network, options.family)));
-            let foreign: Vec<IpNet> = before
-                .iter()
-                .copied()
-                .filter(|network| !known.contains(network))
-                .collect();
+            let foreign: Vec<IpNet> = known.missing(&before).copied().collect();
             let after = if options.exclusive { Vec::new() } else { foreign.clone() };
             Shard {
                 set: set.clone(),
@@ -297,13 +293,14 @@ fn sorted(networks: impl Iterator<Item = IpNet>) -> Vec<IpNet> {
     networks
 }
 
-/// The networks of `these` that are not among `sorted`.
-fn missing_from(sorted: &[IpNet], these: &[IpNet]) -> Vec<IpNet> {
-    these
-        .iter()
-        .copied()
-        .filter(|network| sorted.binary_search(network).is_err())
-        .collect()
+/// The networks of `these` that are not among `others`; both are sorted.
+fn missing_from(others: &[IpNet], these: &[IpNet]) -> Vec<IpNet> {
+    let mut others = others.iter().peekable();
+    let is_missing = |network: &&IpNet| {
+        while others.next_if(|other| *other < *network).is_some() {}
+        others.peek() != Some(network)
+    };
+    these.iter().filter(is_missing).copied().collect()
 }
 
 #[cfg(test)]
