@@ -4,12 +4,14 @@
 //! state is never overwritten by an older one. The types here belong to the formats; those of the judge are not serialised.
 //!
 //! A tally is the line `palisade-tally 1`, then a zstd frame of a [postcard](https://postcard.jamesmunns.com/wire-format)
-//! record: small, and read at the speed of memory. The ledger is JSON that people can read.
+//! record: small, and read in less than a microsecond a client. The ledger is JSON that people can read.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 
 use chrono::DateTime;
+use foldhash::HashMap;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -48,6 +50,9 @@ pub enum FormatError {
 const TALLY_VERSION: u32 = 2;
 const LEDGER_VERSION: u32 = 1;
 
+/// For so many clients there is room before they are read, whatever number a damaged tally claims.
+const CLIENTS_AT_ONCE: usize = 1 << 20;
+
 /// What reading one log object gave, as it is kept.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ObjectTally {
@@ -67,8 +72,9 @@ pub struct ObjectTally {
     pub tally: Tally,
 }
 
+/// `C` is all clients: where they are counted when written, and put there when read, for they are many.
 #[derive(Serialize, Deserialize)]
-struct StoredTally {
+struct StoredTally<C> {
     object: String,
     requests: u64,
     skipped: BTreeMap<String, u64>,
@@ -76,20 +82,84 @@ struct StoredTally {
     newest_ms: Option<i64>,
     identity: Option<(u64, u128)>,
     unattributed: u64,
-    clients: Vec<StoredClient>,
+    clients: C,
     minutes: Vec<StoredMinute>,
     /// The texts behind the hashes of traits.
     texts: BTreeMap<u64, String>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct StoredClient {
+struct StoredClient<C, V> {
     address: IpAddr,
     prefix: u8,
     /// (slot, minute, hits)
-    cells: Vec<(u16, u32, u32)>,
+    cells: C,
     /// (slot, minute, hash)
-    values: Vec<(u16, u32, u64)>,
+    values: V,
+}
+
+/// Every client with its cells, in the order in which they are written.
+struct Written<'t>(Vec<(&'t Client, &'t Cells)>);
+
+impl Serialize for Written<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        struct Listed<'t, T, F>(&'t [T], F);
+        impl<T, F: Fn(&T) -> U, U: Serialize> Serialize for Listed<'_, T, F> {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_seq(self.0.iter().map(&self.1))
+            }
+        }
+        serializer.collect_seq(self.0.iter().map(|(client, cells)| StoredClient {
+            address: client.net().network(),
+            prefix: client.net().prefix_len(),
+            cells: Listed(cells.all(), |cell: &Cell| (cell.slot.0, cell.minute.0, cell.hits)),
+            values: Listed(cells.values(), |value: &Value| {
+                (value.slot.0, value.minute.0, value.hash)
+            }),
+        }))
+    }
+}
+
+/// The clients of a tally, put where they belong while they are read.
+#[derive(Default)]
+struct Clients(HashMap<Client, Cells>);
+
+impl<'de> Deserialize<'de> for Clients {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Clients, D::Error> {
+        deserializer.deserialize_seq(Clients::default())
+    }
+}
+
+impl<'de> de::Visitor<'de> for Clients {
+    type Value = Clients;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("clients")
+    }
+
+    fn visit_seq<A: de::SeqAccess<'de>>(self, mut stored: A) -> Result<Clients, A::Error> {
+        let Clients(mut clients) = self;
+        clients.reserve(stored.size_hint().unwrap_or_default().min(CLIENTS_AT_ONCE));
+        while let Some(client) = stored.next_element::<StoredClient<Vec<(u16, u32, u32)>, Vec<(u16, u32, u64)>>>()? {
+            let net = IpNet::new(client.address, client.prefix).map_err(de::Error::custom)?;
+            let cell = |(slot, minute, hits)| Cell {
+                slot: Slot(slot),
+                minute: Minute(minute),
+                hits,
+            };
+            let value = |(slot, minute, hash)| Value {
+                slot: Slot(slot),
+                minute: Minute(minute),
+                hash,
+            };
+            let cells = Cells::stored(
+                client.cells.into_iter().map(cell).collect(),
+                client.values.into_iter().map(value).collect(),
+            );
+            clients.insert(Client::of_net(net), cells);
+        }
+        Ok(Clients(clients))
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -104,16 +174,8 @@ struct StoredMinute {
 impl ObjectTally {
     /// The bytes to keep: the same tally gives the same bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let cell = |cell: &Cell| (cell.slot.0, cell.minute.0, cell.hits);
-        let value = |value: &Value| (value.slot.0, value.minute.0, value.hash);
-        let client = |(client, cells): (&Client, &Cells)| StoredClient {
-            address: client.net().network(),
-            prefix: client.net().prefix_len(),
-            cells: cells.all().iter().map(cell).collect(),
-            values: cells.values().iter().map(value).collect(),
-        };
-        let mut clients: Vec<StoredClient> = self.tally.clients.iter().map(client).collect();
-        clients.sort_by_key(|client| (client.address, client.prefix));
+        let mut clients: Vec<_> = self.tally.clients.iter().collect();
+        clients.sort_unstable_by_key(|(client, _)| client.to_bits());
         let sighting = |(hash, sighting): (&u64, &Sighting)| (*hash, sighting.requests, sighting.traits);
         let minute = |(minute, totals): (&Minute, &MinuteTotals)| StoredMinute {
             minute: minute.0,
@@ -132,7 +194,7 @@ impl ObjectTally {
             newest_ms: self.newest_ms,
             identity: self.identity,
             unattributed: self.tally.unattributed,
-            clients,
+            clients: Written(clients),
             minutes: self.tally.minutes.iter().map(minute).collect(),
             texts: referred.filter_map(text).collect(),
         };
@@ -168,34 +230,12 @@ impl ObjectTally {
             });
         }
         let record = zstd::decode_all(&bytes[line_ends + 1..]).map_err(|error| damaged(error.to_string()))?;
-        let stored: StoredTally = postcard::from_bytes(&record).map_err(|error| damaged(error.to_string()))?;
-        let mut tally = Tally::default();
-        tally.clients.reserve(stored.clients.len());
-        tally.unattributed = stored.unattributed;
-        for StoredClient {
-            address,
-            prefix,
-            cells,
-            values,
-        } in stored.clients
-        {
-            let net = IpNet::new(address, prefix).map_err(|error| damaged(error.to_string()))?;
-            let cell = |(slot, minute, hits)| Cell {
-                slot: Slot(slot),
-                minute: Minute(minute),
-                hits,
-            };
-            let value = |(slot, minute, hash)| Value {
-                slot: Slot(slot),
-                minute: Minute(minute),
-                hash,
-            };
-            let cells = Cells::stored(
-                cells.into_iter().map(cell).collect(),
-                values.into_iter().map(value).collect(),
-            );
-            tally.clients.insert(Client::of_net(net), cells);
-        }
+        let stored: StoredTally<Clients> = postcard::from_bytes(&record).map_err(|error| damaged(error.to_string()))?;
+        let mut tally = Tally {
+            clients: stored.clients.0,
+            unattributed: stored.unattributed,
+            ..Tally::default()
+        };
         for StoredMinute {
             minute,
             requests,
