@@ -12,6 +12,7 @@ use analyzer::policy::ATHENA_PAUSE_MAX;
 use analyzer::stored::{FormatError, ObjectTally};
 use analyzer::{Action, Judgment, Ledger, Minute, Policy, PolicyError, Tally};
 use chrono::{DateTime, Utc};
+use futures_util::future::join_all;
 use ingest::object_key;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,10 @@ const CHANGE_ATTEMPTS_MAX: u32 = 10;
 
 /// How often a tick judges again because somebody else saved the ledger meanwhile.
 const LEDGER_ATTEMPTS_MAX: u32 = 5;
+
+/// So many tallies are asked for at once: a bucket takes tens of milliseconds to answer, and a new updater reads all of the
+/// horizon.
+const TALLIES_AT_ONCE: usize = 16;
 
 /// The state and the logs of a deployment, and what of them a warm process remembers.
 pub struct Engine<S, L> {
@@ -387,17 +392,26 @@ impl<S: Store, L> Engine<S, L> {
         self.seen.keep(&fingerprint, &hours);
         let mut problems = Vec::new();
         for hour in &hours {
-            for listed in self.store.list(&format!("{hour}/")).await? {
-                if self.seen.has(&listed.key) {
-                    continue;
-                }
-                match self.read_tally(&listed.key).await {
-                    Ok(tally) => self.seen.add(&listed.key, tally),
+            let listed = self.store.list(&format!("{hour}/")).await?;
+            problems.extend(self.take_tallies(listed.iter().map(|listed| listed.key.as_str())).await);
+        }
+        Ok(problems)
+    }
+
+    /// Takes in those of these tallies that were not taken yet. Returns what could not be read.
+    async fn take_tallies(&mut self, keys: impl Iterator<Item = &str>) -> Vec<String> {
+        let missing: Vec<&str> = keys.filter(|key| !self.seen.has(key)).collect();
+        let mut problems = Vec::new();
+        for keys in missing.chunks(TALLIES_AT_ONCE) {
+            let tallies = join_all(keys.iter().map(|key| self.read_tally(key))).await;
+            for (key, tally) in keys.iter().zip(tallies) {
+                match tally {
+                    Ok(tally) => self.seen.add(key, tally),
                     Err(error) => problems.push(chain(&error)),
                 }
             }
         }
-        Ok(problems)
+        problems
     }
 
     async fn read_tally(&self, key: &str) -> Result<ObjectTally, TickError> {
@@ -527,29 +541,30 @@ impl<S: Store, L: Logs> Engine<S, L> {
                 );
             }
         }
+        let is_stored = |key: &&str| stored.contains(*key);
+        let unread = self
+            .take_tallies(wanted.keys().map(String::as_str).filter(is_stored))
+            .await;
+        summary.left += unread.len();
+        summary.problems.extend(unread);
         for (key, object) in &wanted {
-            if self.seen.has(key) {
+            if self.seen.has(key) || stored.contains(key) {
                 continue;
             }
-            let tally = if stored.contains(key) {
-                self.read_tally(key).await
-            } else if has_time() {
-                let tallied = tally_object(&self.logs, policy, &object.key).await;
-                if let Ok(tally) = &tallied {
+            if !has_time() {
+                summary.left += 1;
+                continue;
+            }
+            match tally_object(&self.logs, policy, &object.key).await {
+                Ok(tally) => {
                     summary.tallied += 1;
                     summary.requests += tally.requests;
                     summary.skipped += tally.skipped.values().sum::<u64>();
                     if !dry {
                         self.store.put(key, tally.to_bytes(), Condition::Always).await?;
                     }
+                    self.seen.add(key, tally);
                 }
-                tallied
-            } else {
-                summary.left += 1;
-                continue;
-            };
-            match tally {
-                Ok(tally) => self.seen.add(key, tally),
                 Err(error) => {
                     summary.left += 1;
                     summary.problems.push(chain(&error));

@@ -3,15 +3,17 @@
 //! Every file counts, whatever it is called: only its bytes say what it is. Folders are searched recursively; what begins
 //! with a dot is left alone. A path that cannot be read is a problem to report, and never costs its neighbours.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use analyzer::Minute;
 use tokio::runtime::{Handle, Runtime};
+use tokio::sync::mpsc::{Receiver, channel};
 use walkdir::WalkDir;
 
-use crate::logs::{LogBucket, Logs};
+use crate::engine::chain;
+use crate::logs::{LogBucket, Logs as _};
 use crate::place::{Aws, Place, s3_client};
 use crate::replay::Period;
 use crate::store::{Bucket, Listed, Store, StoreError, StoreErrorKind};
@@ -53,12 +55,104 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// Its bytes as they come; blocks while it reads.
+    /// Begins to fetch it, before somebody has the time to read it.
+    fn fetch(&self) -> Fetch {
+        let (sender, receiver) = channel(CHUNKS_WAITING_MAX);
+        let (logs, key) = (self.logs.clone(), self.key.clone());
+        // Whoever drops the receiver ends this.
+        self.runtime.spawn(async move {
+            let mut body = match logs.body(&key, 0).await {
+                Ok(body) => body,
+                Err(error) => return drop(sender.send(Chunk::Refused(error)).await),
+            };
+            let (mut position, mut resumed) = (0, 0);
+            let mut chunk = Chunk::Bytes(Vec::new());
+            while sender.send(chunk).await.is_ok() {
+                chunk = match body.next().await {
+                    Some(Ok(bytes)) => {
+                        position += bytes.len() as u64;
+                        Chunk::Bytes(bytes.into())
+                    }
+                    // The SDK tries again what gets no answer, but not what breaks off in the middle of one.
+                    Some(Err(error)) => match logs.body(&key, position).await {
+                        Ok(rest) if resumed < RESUMED_MAX => {
+                            (body, resumed) = (rest, resumed + 1);
+                            Chunk::Bytes(Vec::new())
+                        }
+                        _ => return drop(sender.send(Chunk::Failed(io::Error::other(chain(&error)))).await),
+                    },
+                    None => return,
+                };
+            }
+        });
+        Fetch(receiver)
+    }
+}
+
+/// What comes of an object that is fetched.
+enum Chunk {
+    /// The bucket does not give it.
+    Refused(StoreError),
+    /// Some of its bytes; none at first, to say that it is there.
+    Bytes(Vec<u8>),
+    /// It broke off.
+    Failed(io::Error),
+}
+
+/// Chunks of an object that may wait to be read: about as much as an object of Firehose has, and a bound on the memory.
+const CHUNKS_WAITING_MAX: usize = 64;
+
+/// So often is the rest of an object asked for when its download broke off.
+const RESUMED_MAX: u32 = 3;
+
+/// An object that will be read soon.
+pub enum Begun<'o> {
+    /// A file, not open yet.
+    File(&'o Path),
+    /// In a bucket, and being fetched.
+    Remote(Fetch),
+    /// Standard input.
+    Stdin,
+}
+
+/// An object that is being fetched.
+pub struct Fetch(Receiver<Chunk>);
+
+impl Fetch {
+    /// Its bytes as they come; blocks until they do.
     ///
     /// # Errors
     /// When the bucket does not give it.
-    pub fn open(&self) -> Result<Box<dyn Read + Send>, StoreError> {
-        self.runtime.block_on(self.logs.open(&self.key))
+    pub fn open(mut self) -> Result<impl Read + Send, StoreError> {
+        if let Some(Chunk::Refused(error)) = self.0.blocking_recv() {
+            return Err(error);
+        }
+        Ok(Fetched {
+            chunks: self.0,
+            chunk: io::Cursor::default(),
+        })
+    }
+}
+
+struct Fetched {
+    chunks: Receiver<Chunk>,
+    chunk: io::Cursor<Vec<u8>>,
+}
+
+impl Read for Fetched {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.chunk.read(buffer)? {
+                0 if !buffer.is_empty() => {}
+                read => return Ok(read),
+            }
+            self.chunk = match self.chunks.blocking_recv() {
+                Some(Chunk::Bytes(bytes)) => io::Cursor::new(bytes),
+                Some(Chunk::Failed(error)) => return Err(error),
+                Some(Chunk::Refused(error)) => return Err(io::Error::other(error)),
+                None => return Ok(0),
+            };
+        }
     }
 }
 
@@ -71,6 +165,15 @@ impl PartialEq for Remote {
 impl Eq for Remote {}
 
 impl LogObject {
+    /// Where to read it; what is far away begins to be fetched.
+    pub fn begin(&self) -> Begun<'_> {
+        match self {
+            LogObject::File(path, _) => Begun::File(path),
+            LogObject::Remote(remote) => Begun::Remote(remote.fetch()),
+            LogObject::Stdin => Begun::Stdin,
+        }
+    }
+
     /// As a person knows it.
     pub fn name(&self) -> String {
         match self {
@@ -102,7 +205,7 @@ pub struct Problem {
 /// Finds all log objects behind `paths` whose keys do not rule `period` out.
 pub fn find(paths: &[PathBuf], period: &Period) -> Inputs {
     let mut inputs = Inputs::default();
-    let mut seen = BTreeSet::new();
+    let (mut seen, mut seen_remote) = (BTreeSet::new(), HashSet::new());
     let mut pruned = Vec::new();
     for path in paths {
         if path.as_os_str() == "-" {
@@ -112,7 +215,7 @@ pub fn find(paths: &[PathBuf], period: &Period) -> Inputs {
             continue;
         }
         if let Some(Ok(Place::Bucket { bucket, prefix })) = path.to_str().map(str::parse) {
-            if let Err(error) = inputs.find_remote(&bucket, &prefix, period) {
+            if let Err(error) = inputs.find_remote(&bucket, &prefix, period, &mut seen_remote) {
                 inputs.problems.push(Problem {
                     object: path.display().to_string(),
                     what: error.to_string(),
@@ -203,7 +306,13 @@ impl From<Vec<LogObject>> for Inputs {
 
 impl Inputs {
     /// Lists a bucket, down to the hours of the period where its keys have them.
-    fn find_remote(&mut self, bucket: &str, prefix: &str, period: &Period) -> Result<(), StoreError> {
+    fn find_remote(
+        &mut self,
+        bucket: &str,
+        prefix: &str,
+        period: &Period,
+        seen: &mut HashSet<String>,
+    ) -> Result<(), StoreError> {
         let failed = |error: io::Error| StoreError::new("start", StoreErrorKind::Failed(error.to_string()));
         if self.runtime.is_none() {
             let built = tokio::runtime::Builder::new_multi_thread()
@@ -231,15 +340,14 @@ impl Inputs {
         }
         for Listed { key, size } in listed {
             let (logs, runtime, name) = (logs.clone(), runtime.handle().clone(), format!("s3://{bucket}/{key}"));
-            let object = LogObject::Remote(Remote {
-                logs,
-                runtime,
-                key,
-                name,
-                size,
-            });
-            if !self.objects.contains(&object) {
-                self.objects.push(object);
+            if seen.insert(name.clone()) {
+                self.objects.push(LogObject::Remote(Remote {
+                    logs,
+                    runtime,
+                    key,
+                    name,
+                    size,
+                }));
             }
         }
         Ok(())

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use analyzer::Minute;
 use aws_sdk_s3::Client;
+use aws_sdk_s3::primitives::ByteStream;
 use chrono::{DateTime, Utc};
 use ingest::object_key;
 use tokio_util::io::SyncIoBridge;
@@ -131,9 +132,20 @@ impl Logs for LogBucket {
     }
 
     async fn open(&self, key: &str) -> Result<Box<dyn Read + Send>, StoreError> {
-        let sent = self.client.get_object().bucket(&self.bucket).key(key).send().await;
+        Ok(Box::new(SyncIoBridge::new(self.body(key, 0).await?.into_async_read())))
+    }
+}
+
+impl LogBucket {
+    /// The bytes of one object from a position on, as they come.
+    ///
+    /// # Errors
+    /// When the bucket does not give it.
+    pub(crate) async fn body(&self, key: &str, from: u64) -> Result<ByteStream, StoreError> {
+        let get = self.client.get_object().bucket(&self.bucket).key(key);
+        let sent = get.set_range((from > 0).then(|| format!("bytes={from}-"))).send().await;
         let object =
             sent.map_err(|error| s3_failed(format!("read `s3://{}/{key}`", self.bucket), &error, "s3:GetObject"))?;
-        Ok(Box::new(SyncIoBridge::new(object.body.into_async_read())))
+        Ok(object.body)
     }
 }

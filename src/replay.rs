@@ -1,16 +1,15 @@
 //! Replays history: log objects become one tally, and the live judge runs over it once per minute of log time.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::fs::File;
 use std::io::{self, Read};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use analyzer::{Client, Counter, Ledger, Minute, Policy, Tally, Verdict, judge_history};
 use ingest::{Request, Scan, Skipped, Wants};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::inputs::{Inputs, LogObject, Problem, describe};
+use crate::inputs::{Begun, Inputs, LogObject, Problem, describe};
 
 /// A part of history, in milliseconds since the epoch: `from` included, `to` not.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -86,6 +85,10 @@ impl Progress for () {
     fn object(&self, _bytes: u64, _requests: u64) {}
 }
 
+/// So many objects are fetched for each thread while it reads another: a connection to S3 brings some 80 MB/s, and a thread
+/// reads about as much.
+const FETCHES_PER_THREAD: usize = 2;
+
 /// Reads all objects on `threads` threads. `fresh` makes an empty collector.
 pub fn read<C: Collect>(
     inputs: &Inputs,
@@ -94,13 +97,22 @@ pub fn read<C: Collect>(
     progress: &impl Progress,
     fresh: impl Fn() -> C + Sync,
 ) -> Reading<C> {
-    let next = AtomicUsize::new(0);
+    let threads = threads.max(1);
+    // Objects that are far away are fetched before a thread is free for them.
+    let waiting = Mutex::new((inputs.objects.iter(), VecDeque::new()));
+    let next = || {
+        let mut guard = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let (rest, begun) = &mut *guard;
+        let missing = (1 + threads * FETCHES_PER_THREAD).saturating_sub(begun.len());
+        begun.extend(rest.take(missing).map(|object| (object, object.begin())));
+        begun.pop_front()
+    };
     let spare_threads = threads >= 2 * inputs.objects.len();
     // One collection for all threads: each would see most of the clients, and memory would grow with the threads.
     let all = Mutex::new((Reading::empty(fresh()), HashSet::new()));
     let work = || {
-        while let Some(object) = inputs.objects.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let (mut here, identity) = read_object(object, period, spare_threads, fresh());
+        while let Some((object, begun)) = next() {
+            let (mut here, identity) = read_object(object, begun, period, spare_threads, fresh());
             here.collected.settle();
             progress.object(object.size(), here.requests);
             let mut guard = all.lock().unwrap_or_else(PoisonError::into_inner);
@@ -114,7 +126,7 @@ pub fn read<C: Collect>(
             }
         }
     };
-    let threads = threads.clamp(1, inputs.objects.len().max(1));
+    let threads = threads.min(inputs.objects.len()).max(1);
     std::thread::scope(|scope| {
         for _ in 1..threads {
             scope.spawn(work);
@@ -151,6 +163,7 @@ pub(crate) type Identity = (u64, u128);
 
 fn read_object<C: Collect>(
     object: &LogObject,
+    begun: Begun<'_>,
     period: Period,
     spare_thread: bool,
     collected: C,
@@ -165,9 +178,9 @@ fn read_object<C: Collect>(
             here.collected.request(request);
         }
     };
-    let (scan, identity) = match object {
-        LogObject::Stdin => scan_identified(io::stdin(), &wants, spare_thread, each),
-        LogObject::Remote(remote) => match remote.open() {
+    let (scan, identity) = match begun {
+        Begun::Stdin => scan_identified(io::stdin(), &wants, spare_thread, each),
+        Begun::Remote(fetch) => match fetch.open() {
             Ok(log) => scan_identified(log, &wants, spare_thread, each),
             Err(error) => {
                 let what = error.to_string();
@@ -178,7 +191,7 @@ fn read_object<C: Collect>(
                 return (here, None);
             }
         },
-        LogObject::File(path, _) => match File::open(path) {
+        Begun::File(path) => match File::open(path) {
             Ok(file) => scan_identified(file, &wants, spare_thread, each),
             Err(error) => {
                 here.problems.push(Problem {

@@ -2,16 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, sleep};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_sdk_wafv2::types::{IpAddressVersion, Scope};
 use palisade::place::s3_client;
 use palisade::traffic;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::aws::{Api, StandIn};
 
@@ -814,6 +816,71 @@ fn a_drill_says_when_the_api_goes_on_to_answer() {
     );
     place.told(0, run);
     assert!(!holds());
+}
+
+/// The address of a proxy that breaks off the first answers to requests for this key.
+fn breaks_off(upstream: &str, key: &'static str, times: usize) -> String {
+    let upstream = upstream.trim_start_matches("http://").to_owned();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let met = Arc::new(AtomicUsize::new(0));
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let (mut client, upstream, met) = (client.unwrap(), upstream.clone(), met.clone());
+            thread::spawn(move || {
+                let mut head = String::new();
+                let mut reader = BufReader::new(client.try_clone().unwrap());
+                while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).is_ok_and(|read| read > 0) {}
+                let is_meant = head.lines().next().is_some_and(|line| line.contains(key));
+                let breaks_off = is_meant && met.fetch_add(1, Ordering::Relaxed) < times;
+                let mut server = TcpStream::connect(upstream).unwrap();
+                let head = head.replacen("\r\n", "\r\nConnection: close\r\n", 1);
+                server.write_all(head.as_bytes()).unwrap();
+                let _ = io::copy(&mut server.take(if breaks_off { 2_000 } else { u64::MAX }), &mut client);
+                let _ = client.shutdown(Shutdown::Both);
+            });
+        }
+    });
+    endpoint
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_that_breaks_off_goes_on_or_costs_its_neighbours_nothing() {
+    let Some(aws) = StandIn::shared() else { return };
+    let mut place = Place::new().on(aws);
+    let s3 = s3_client(&aws.config("us-east-1"));
+    s3.create_bucket().bucket("broken-logs").send().await.unwrap();
+    let mut files = walk(&place.folder.path().join("logs"));
+    files.sort();
+    for (number, file) in files.iter().enumerate() {
+        let name = if number == 3 {
+            "broken".to_owned()
+        } else {
+            format!("{number:03}")
+        };
+        let put = s3.put_object().bucket("broken-logs").key(format!("waf/{name}"));
+        put.body(fs::read(file).unwrap().into()).send().await.unwrap();
+    }
+    let summary = |place: &Place, exit: i32| -> Value {
+        let out = place.told(exit, "-q replay --json --policy policy.toml s3://broken-logs/waf/");
+        let mut summary: Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+        summary.as_object_mut().unwrap().remove("seconds");
+        summary
+    };
+    let whole = summary(&place, 0);
+    place.env[0].1 = breaks_off(&aws.endpoint(), "waf/broken", 1);
+    assert_eq!(summary(&place, 0), whole);
+
+    place.env[0].1 = breaks_off(&aws.endpoint(), "waf/broken", usize::MAX);
+    let part = summary(&place, 4);
+    let (all, read) = (whole["requests"].as_u64().unwrap(), part["requests"].as_u64().unwrap());
+    assert!(read < all && read > all - 1_000, "{part}");
+    assert_eq!((&part["objects"], &part["bans"]), (&whole["objects"], &whole["bans"]));
+    let why = part["unreadable"]["s3://broken-logs/waf/broken"].as_str().unwrap();
+    assert!(
+        why.contains("could not be read to its end") && why.contains("before message length"),
+        "{why}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
