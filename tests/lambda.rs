@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -11,6 +12,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use aws_sdk_s3::Client;
 use aws_sdk_wafv2::types::{IpAddressVersion, Scope};
+use flate2::Compression;
+use flate2::read::MultiGzDecoder;
+use flate2::write::GzEncoder;
 use palisade::place::s3_client;
 use palisade::traffic;
 use serde_json::{Value, json};
@@ -633,4 +637,73 @@ async fn the_updater_keeps_what_the_stack_says_and_tells_people_once() {
         (&json!(1), &json!(0)),
         "{summary}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement: cargo build --release && cargo test --test tests how_much_a_function -- --ignored --nocapture"]
+async fn how_much_a_function_takes_to_start_and_to_count_the_largest_object() {
+    let Some(aws) = StandIn::shared() else { return };
+    let built = Path::new(env!("CARGO_BIN_EXE_analyzer-lambda")).with_file_name("../release");
+    let start = |name: &str| {
+        let program = built.join(name);
+        assert!(program.exists(), "`cargo build --release` makes what is measured here");
+        Lambda::start(
+            program.to_str().unwrap(),
+            aws,
+            "s3://measured-state/api",
+            "s3://measured-logs/waf logs+api",
+        )
+    };
+    let mut report = String::new();
+    for name in ["analyzer-lambda", "updater-lambda"] {
+        let mut milliseconds: Vec<u128> = (0..11)
+            .map(|_| {
+                let began = Instant::now();
+                start(name).request();
+                began.elapsed().as_millis()
+            })
+            .collect();
+        milliseconds.sort_unstable();
+        report += &format!(
+            "{name} asks for work after {} ms, the median of eleven\n",
+            milliseconds[5]
+        );
+    }
+
+    // Firehose delivers 128 MB at most, before it compresses them.
+    let s3 = s3_client(&aws.config("us-east-1"));
+    let keys = buckets(&s3, "measured-state", "measured-logs").await;
+    let mut hour = Vec::new();
+    for key in &keys {
+        let got = s3.get_object().bucket("measured-logs").key(key).send().await.unwrap();
+        let packed = got.body.collect().await.unwrap().to_vec();
+        MultiGzDecoder::new(&packed[..]).read_to_end(&mut hour).unwrap();
+    }
+    let mut object = GzEncoder::new(Vec::new(), Compression::default());
+    let mut left = 128 << 20;
+    while left > 0 {
+        let part = &hour[..left.min(hour.len())];
+        object.write_all(part).unwrap();
+        left -= part.len();
+    }
+    let object = object.finish().unwrap();
+    let packed = object.len();
+    let key = "waf logs+api/2026/11/01/12/largest.gz".to_owned();
+    put(&s3, "measured-logs", &key, object).await;
+    let mut analyzer = start("analyzer-lambda");
+    let began = Instant::now();
+    let (answer, said) = analyzer.invoke(&batch(&[message("largest", "measured-logs", [&key])]));
+    let took = began.elapsed().as_secs_f64();
+    assert_eq!(answer, Ok(json!({"batchItemFailures": []})), "{said:?}");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", analyzer.process.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    report += &format!(
+        "an object of 128 MiB, {packed} bytes packed, {} records, is counted in {took:.2} s from its announcement on, with {} at most",
+        said.last().unwrap()["requests"],
+        peak.trim()
+    );
+    #[expect(clippy::print_stdout, reason = "somebody asked for it")]
+    {
+        println!("{report}");
+    }
 }
