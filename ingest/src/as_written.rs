@@ -888,7 +888,7 @@ fn something<'a>(text: Cow<'a, str>, nothing: &str) -> Option<Cow<'a, str>> {
 }
 
 /// An address in its usual form.
-fn address(text: &[u8]) -> Option<IpAddr> {
+pub(crate) fn address(text: &[u8]) -> Option<IpAddr> {
     if let Some(v4) = v4(text) {
         return Some(IpAddr::V4(v4));
     }

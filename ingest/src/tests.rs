@@ -13,6 +13,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use proptest::prelude::*;
 
+use crate::as_written;
 use crate::compare::{self, Logs};
 use crate::inflate::Gunzip;
 use crate::scan::{Reader, scan_with};
@@ -1148,5 +1149,21 @@ fn what_gzip_headers_may_hold_is_passed_over() {
         let (text, end) = unpacked(Gunzip::new(&packed[..]), 100);
         assert_eq!((text == b"text", end.is_none()), (good, good), "{what}: {end:?}");
         unpack_alike(&packed, 100);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4096, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn an_address_is_what_the_standard_library_says(
+        v4 in any::<[u8; 4]>().prop_map(std::net::Ipv4Addr::from),
+        v6 in any::<[u16; 8]>().prop_map(std::net::Ipv6Addr::from),
+        text in "[0-9.]{0,16}|([0-9]{1,4}[.]){3}[0-9]{1,4}|::(ffff:)?[0-9.:a-f]{1,15}",
+    ) {
+        for text in [v4.to_string(), v6.to_string().to_uppercase(), text] {
+            let known = text.parse::<std::net::IpAddr>().ok().map(|address| address.to_canonical());
+            prop_assert_eq!(as_written::address(text.as_bytes()), known, "{}", text);
+        }
     }
 }
