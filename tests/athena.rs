@@ -541,11 +541,7 @@ impl Deployment {
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_palisade"))
             .args(args.split_whitespace())
             .current_dir(self.folder.path())
-            .env("AWS_ENDPOINT_URL", self.aws.endpoint())
-            .env("AWS_REGION", "us-east-1")
-            .env("AWS_ACCESS_KEY_ID", "test")
-            .env("AWS_SECRET_ACCESS_KEY", "test")
-            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .envs(self.aws.environment("us-east-1"))
             .env_remove("PALISADE_STATE")
             .output()
             .unwrap();

@@ -391,11 +391,7 @@ impl<'a> OneMachine<'a> {
         let output = Command::new(env!("CARGO_BIN_EXE_palisade"))
             .args(args)
             .current_dir(&self.folder)
-            .env("AWS_ENDPOINT_URL", self.beside.aws.endpoint())
-            .env("AWS_REGION", self.beside.region)
-            .env("AWS_ACCESS_KEY_ID", "test")
-            .env("AWS_SECRET_ACCESS_KEY", "test")
-            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .envs(self.beside.aws.environment(self.beside.region))
             .output()
             .unwrap();
         assert!(

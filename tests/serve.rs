@@ -34,13 +34,7 @@ impl Place {
     }
 
     fn on(mut self, aws: &StandIn) -> Place {
-        self.env = vec![
-            ("AWS_ENDPOINT_URL", aws.endpoint()),
-            ("AWS_REGION", "us-east-1".into()),
-            ("AWS_ACCESS_KEY_ID", "test".into()),
-            ("AWS_SECRET_ACCESS_KEY", "test".into()),
-            ("AWS_EC2_METADATA_DISABLED", "true".into()),
-        ];
+        self.env = aws.environment("us-east-1");
         self
     }
 

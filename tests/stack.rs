@@ -1036,10 +1036,7 @@ impl<'a> Stack<'a> {
     fn palisade(&self, args: &[&str]) {
         let output = Command::new(env!("CARGO_BIN_EXE_palisade"))
             .args(args)
-            .env("AWS_ENDPOINT_URL", self.deployed.aws.endpoint())
-            .env("AWS_REGION", self.deployed.region)
-            .env("AWS_ACCESS_KEY_ID", "test")
-            .env("AWS_SECRET_ACCESS_KEY", "test")
+            .envs(self.deployed.aws.environment(self.deployed.region))
             .output()
             .unwrap();
         assert!(

@@ -62,6 +62,17 @@ impl StandIn {
         format!("http://127.0.0.1:{}", self.port)
     }
 
+    /// What the environment of a program needs to reach nothing but the stand-in; the endpoint comes first.
+    pub(crate) fn environment(&self, region: &str) -> Vec<(&'static str, String)> {
+        vec![
+            ("AWS_ENDPOINT_URL", self.endpoint()),
+            ("AWS_REGION", region.to_owned()),
+            ("AWS_ACCESS_KEY_ID", "test".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", "test".to_owned()),
+            ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
+        ]
+    }
+
     /// The Python that the stand-in runs on, with boto3.
     pub(crate) fn python(&self) -> &Path {
         &self.python
