@@ -74,13 +74,17 @@ impl Remote {
                         Chunk::Bytes(bytes.into())
                     }
                     // The SDK tries again what gets no answer, but not what breaks off in the middle of one.
-                    Some(Err(error)) => match logs.body(&key, position).await {
-                        Ok(rest) if resumed < RESUMED_MAX => {
-                            (body, resumed) = (rest, resumed + 1);
-                            Chunk::Bytes(Vec::new())
+                    Some(Err(_)) if resumed < RESUMED_MAX => {
+                        resumed += 1;
+                        match logs.body(&key, position).await {
+                            Ok(rest) => body = rest,
+                            Err(error) => return drop(sender.send(Chunk::Failed(io::Error::other(error))).await),
                         }
-                        _ => return drop(sender.send(Chunk::Failed(io::Error::other(chain(&error)))).await),
-                    },
+                        Chunk::Bytes(Vec::new())
+                    }
+                    Some(Err(error)) => {
+                        return drop(sender.send(Chunk::Failed(io::Error::other(chain(&error)))).await);
+                    }
                     None => return,
                 };
             }

@@ -97,7 +97,6 @@ pub fn read<C: Collect>(
     progress: &impl Progress,
     fresh: impl Fn() -> C + Sync,
 ) -> Reading<C> {
-    let threads = threads.max(1);
     // Objects that are far away are fetched before a thread is free for them.
     let waiting = Mutex::new((inputs.objects.iter(), VecDeque::new()));
     let next = || {
@@ -126,7 +125,7 @@ pub fn read<C: Collect>(
             }
         }
     };
-    let threads = threads.min(inputs.objects.len()).max(1);
+    let threads = threads.clamp(1, inputs.objects.len().max(1));
     std::thread::scope(|scope| {
         for _ in 1..threads {
             scope.spawn(work);

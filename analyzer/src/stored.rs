@@ -3,8 +3,8 @@
 //! Each format has a version, and a version we do not know is refused rather than guessed at, so that a newer Palisade's
 //! state is never overwritten by an older one. The types here belong to the formats; those of the judge are not serialised.
 //!
-//! A tally is the line `palisade-tally 1`, then a zstd frame of a [postcard](https://postcard.jamesmunns.com/wire-format)
-//! record: small, and read in less than a microsecond a client. The ledger is JSON that people can read.
+//! A tally is the line `palisade-tally 2`, then a zstd frame of a [postcard](https://postcard.jamesmunns.com/wire-format)
+//! record: small, and read in about a microsecond a client. The ledger is JSON that people can read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
